@@ -1,0 +1,101 @@
+"""Ways to break attention.py, each of which tests/test_attention.py must notice."""
+
+MUTANTS = [
+    (
+        "causal mask off by one",
+        "torch.arange(n_keys, device=device) <= query[:, None]",
+        "torch.arange(n_keys, device=device) < query[:, None]",
+    ),
+    (
+        "first query aligned with first key",
+        "query = torch.arange(n_keys - n_queries, n_keys, device=device)",
+        "query = torch.arange(n_queries, device=device)",
+    ),
+    (
+        "padding shown, tokens hidden",
+        "(keys < lengths[:, None])[:, None, None, :]",
+        "(keys >= lengths[:, None])[:, None, None, :]",
+    ),
+    ("padding off by one", "(keys < lengths[:, None])", "(keys <= lengths[:, None])"),
+    (
+        "causal forgets the mask",
+        "return earlier if mask is None else mask & earlier",
+        "return earlier",
+    ),
+    (
+        "mask or causal instead of both",
+        "earlier if mask is None else mask & earlier",
+        "earlier if mask is None else mask | earlier",
+    ),
+    (
+        "fused path trusts is_causal for T != S",
+        "if causal and mask is None and bias is None and n_queries == n_keys:",
+        "if causal and mask is None and bias is None:",
+    ),
+    (
+        "fused path forgets the bias",
+        "if causal and mask is None and bias is None and n_queries == n_keys:",
+        "bias = None\n    if causal and mask is None and n_queries == n_keys:",
+    ),
+    (
+        "bias hides what the mask shows",
+        "bias.masked_fill(~visible, -math.inf)",
+        "bias.masked_fill(visible, -math.inf)",
+    ),
+    (
+        "weights returned are not those that mixed",
+        "return weights @ value, weights",
+        "return weights @ value, weights * 2",
+    ),
+    (
+        "explicit path forgets scale",
+        "scaled_dot_score(query, key, scale=scale)",
+        "scaled_dot_score(query, key)",
+    ),
+    (
+        "fused path forgets scale",
+        '{"scale": scale, "dropout_p": dropout}',
+        '{"dropout_p": dropout}',
+    ),
+    ("fused path forgets dropout", '{"scale": scale, "dropout_p": dropout}', '{"scale": scale}'),
+    (
+        "no scale in the tiles",
+        "scores = query @ keys.mT / math.sqrt(query.shape[-1])",
+        "scores = query @ keys.mT",
+    ),
+    (
+        "tiles hide the visible",
+        "scores.masked_fill(~mask[..., place], -math.inf)",
+        "scores.masked_fill(mask[..., place], -math.inf)",
+    ),
+    ("tiles leak one position", "device=query.device) > own", "device=query.device) > own + 1"),
+    ("running sum not rescaled", "total = total * rescale + shares", "total = total + shares"),
+    (
+        "running output not rescaled",
+        "output = output * rescale + shares",
+        "output = output + shares",
+    ),
+    (
+        "running maximum not kept",
+        "higher = torch.maximum(maximum, scores.amax(-1, keepdim=True))",
+        "higher = scores.amax(-1, keepdim=True)",
+    ),
+    (
+        "empty rows divide by zero",
+        "output = output / total.masked_fill(nothing, 1.0)",
+        "output = output / total",
+    ),
+    ("backward forgets the pull", "(grad @ values.mT - pull)", "(grad @ values.mT)"),
+    ("backward forgets the scale", "- pull) / math.sqrt(q.shape[-1])", "- pull)"),
+    (
+        "backward keeps one block for queries",
+        "grad_query += grad_scores @ keys",
+        "grad_query = grad_scores @ keys",
+    ),
+    (
+        "half precision sums in half",
+        "torch.promote_types(query.dtype, torch.float32)",
+        "query.dtype",
+    ),
+    ("key axis of a mask may be 1", "and given.shape[-1] == scores[-1]", ""),
+]

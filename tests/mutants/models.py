@@ -1,0 +1,135 @@
+MUTANTS = [
+    (
+        "embeddings are not scaled by sqrt(D)",
+        "self.embedding(tokens) * math.sqrt(self.config.d_model)",
+        "self.embedding(tokens)",
+    ),
+    (
+        "embeddings are scaled by D",
+        "self.embedding(tokens) * math.sqrt(self.config.d_model)",
+        "self.embedding(tokens) * self.config.d_model",
+    ),
+    (
+        "embeddings keep torch's N(0, 1)",
+        "nn.init.normal_(weight, std=config.d_model**-0.5)",
+        "pass",
+    ),
+    ("the output is not tied", "self.output.weight = self.embedding.weight", "pass"),
+    (
+        "the output copies the embedding instead of sharing it",
+        "self.output.weight = self.embedding.weight",
+        "self.output.weight = nn.Parameter(self.embedding.weight.detach().clone())",
+    ),
+    (
+        "positions are left out",
+        "self.dropout(x if self.positions is None else self.positions(x, first))",
+        "self.dropout(x)",
+    ),
+    (
+        "every token decoded with a cache gets position 0",
+        "cache[0].self_attention.length if cache else 0",
+        "0",
+    ),
+    (
+        "the final norms are left out",
+        "norm = norm if config.has_final_norm else nn.Identity",
+        "norm = nn.Identity",
+    ),
+    ("the encoder's final norm is skipped", "return self.encoder_norm(x)", "return x"),
+    ("the decoder's final norm is skipped", "self.output(self.decoder_norm(x))", "self.output(x)"),
+    (
+        "padding is visible to cross-attention",
+        "self.decode(target, memory, source_mask,",
+        "self.decode(target, memory, None,",
+    ),
+    ("padding is visible to the encoder", "x = layer(x, source_mask)", "x = layer(x)"),
+    (
+        "the target mask is dropped",
+        "layer(x, memory, target_mask, memory_mask,",
+        "layer(x, memory, None, memory_mask,",
+    ),
+    (
+        "one layer stands in for all layers of a stack",
+        "nn.ModuleList(layer(*sizes, positions=scheme, **options) for _ in range(depth))",
+        "nn.ModuleList([layer(*sizes, positions=scheme, **options)] * depth)",
+    ),
+    (
+        "the decoder has the encoder's depth",
+        "stack(DecoderLayer, config.n_decoder_layers",
+        "stack(DecoderLayer, config.n_encoder_layers",
+    ),
+    ("dropout of the embeddings is forgotten", "nn.Dropout(config.dropout)", "nn.Identity()"),
+    (
+        "attention dropout is forgotten",
+        "n_kv_heads dropout attention_dropout norm",
+        "n_kv_heads dropout norm",
+    ),
+    ("the decoder's relative buckets look both ways", "both=False", "both=True"),
+    (
+        "the cache has room for max_len - 1",
+        "KVCache(max_len), KVCache()",
+        "KVCache(max_len - 1), KVCache()",
+    ),
+    (
+        "tokens may equal vocab_size",
+        "high >= self.config.vocab_size",
+        "high > self.config.vocab_size",
+    ),
+    ("negative tokens are let through", "if low < 0 or high", "if high"),
+    ("from_torch keeps its own epsilon", "mine.eps = stack.norm.eps", "pass"),
+    (
+        "from_torch leaves the final norms as they were born",
+        "mine.load_state_dict(stack.norm.state_dict(), strict=stack.norm.bias is not None)",
+        "pass",
+    ),
+    ("from_torch always trains", "return ours.train(model.training)", "return ours"),
+    (
+        "pre-norm models end without a norm",
+        'return self.norm == "pre" if',
+        'return self.norm == "post" if',
+    ),
+    ("big has the base model's heads", '"n_heads": 16', '"n_heads": 8'),
+    (
+        "base has another vocabulary",
+        "def base(cls, vocab_size: int = 37_000",
+        "def base(cls, vocab_size: int = 32_000",
+    ),
+    ("dropout 1.0 is accepted", "0 <= getattr(self, name) < 1", "0 <= getattr(self, name) <= 1"),
+    (
+        "parameters count gates once",
+        'inner = 2 * F if config.activation in ("swiglu", "geglu") else F',
+        "inner = F",
+    ),
+    ("parameters forget the projections' biases", "bias * 2 * (D + kv_width)", "bias * 2 * D"),
+    (
+        "the output is counted although it is tied",
+        "V * D * (1 if config.tie_embeddings else 2)",
+        "V * D * 2",
+    ),
+    (
+        "RMSNorm is counted with a shift",
+        'norm = D if config.norm_type == "rms" else 2 * D',
+        "norm = 2 * D",
+    ),
+    ("a decoder layer has two norms", "feed_forward + 3 * norm", "feed_forward + 2 * norm"),
+    (
+        "a multiply-add counts once",
+        "attention_flops=2 * B * pairs * 2 * D",
+        "attention_flops=B * pairs * 2 * D",
+    ),
+    (
+        "cross-attention's keys are counted as the target's",
+        "keys = n_encoder * S + n_decoder * (T + S)",
+        "keys = n_encoder * S + n_decoder * (T + T)",
+    ),
+    (
+        "the backward pass costs as much as the forward",
+        "return 3 * self.forward_flops",
+        "return 2 * self.forward_flops",
+    ),
+    (
+        "the cache forgets the memory",
+        "n_decoder * 2 * B * (T + S) * kv_width",
+        "n_decoder * 2 * B * T * kv_width",
+    ),
+]

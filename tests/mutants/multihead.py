@@ -1,0 +1,185 @@
+"""Ways to break multihead.py, each of which tests/test_multihead.py must notice."""
+
+MUTANTS = [
+    (
+        "heads split without a transpose",
+        "return x.unflatten(-1, (n_heads, width)).transpose(1, 2)",
+        "return x.reshape(x.shape[0], n_heads, x.shape[1], width)",
+    ),
+    (
+        "heads split into interleaved features",
+        "return x.unflatten(-1, (n_heads, width)).transpose(1, 2)",
+        "return x.unflatten(-1, (width, n_heads)).permute(0, 3, 1, 2)",
+    ),
+    (
+        "heads merged without a transpose",
+        "return x.transpose(1, 2).flatten(2)",
+        "return x.reshape(x.shape[0], x.shape[2], -1)",
+    ),
+    (
+        "keys and values packed in the other order",
+        "q, k, v = self._project(query, 0, 3)",
+        "q, v, k = self._project(query, 0, 3)",
+    ),
+    (
+        "queries and keys packed in the other order",
+        "q, k, v = self._project(query, 0, 3)",
+        "k, q, v = self._project(query, 0, 3)",
+    ),
+    (
+        "shared heads dealt out in turns",
+        "x.repeat_interleave(size, dim=1)",
+        "x.repeat(1, size, 1, 1)",
+    ),
+    (
+        "groups of a single query in the other order",
+        "grouped = q.reshape(q.shape[0], self.n_kv_heads, size, self.d_head)",
+        "grouped = q.reshape(q.shape[0], size, self.n_kv_heads, self.d_head).transpose(1, 2)",
+    ),
+    (
+        "shared keys copied for a single query",
+        "size > 1 and q.shape[2] == 1 and plain",
+        "size > 8 and plain",
+    ),
+    ("single query forgets the bias of positions", "plain = bias is None and (", "plain = ("),
+    (
+        "single query takes any mask",
+        "(mask is None or mask.shape[1:] == (1, 1, k.shape[2]))",
+        "(mask is None or mask.dim() == 4)",
+    ),
+    (
+        "single query ignores its mask",
+        "attend(grouped, k, v, mask, **options)",
+        "attend(grouped, k, v, **options)",
+    ),
+    ("single query is not shown to those who look", "and plain and not watched:", "and plain:"),
+    (
+        "rotation starts at 0 with a cache",
+        "first = 0 if cache is None else cache.length",
+        "first = 0",
+    ),
+    (
+        "keys are not rotated",
+        "self.positions.rotate(q, first), self.positions.rotate(k, first)",
+        "self.positions.rotate(q, first), k",
+    ),
+    (
+        "bias of positions dropped",
+        'options["bias"] = None if bias is None else bias[None]',
+        'options["bias"] = None',
+    ),
+    (
+        "bias of positions for the wrong head",
+        "None if bias is None else bias[None]",
+        "None if bias is None else bias.flip(0)[None]",
+    ),
+    ("cross cache computed again", "if cache is not None and cache.length:", "if False:"),
+    (
+        "cross cache never filled",
+        "return (q, k, v) if cache is None else (q, *cache.append(k, v))\n\n    def _project",
+        "return q, k, v\n\n    def _project",
+    ),
+    (
+        "cross cache of another length accepted",
+        "if key.shape[:2] != (k.shape[0], cache.length):",
+        "if False:",
+    ),
+    (
+        "cache forgets what came before",
+        "return self._room[0, :, :, : self.length],",
+        "return self._room[0, :, :, max(self.length - 1, 0) : self.length],",
+    ),
+    (
+        "cache overwrites from the start",
+        "self._room[0, :, :, self.length : end] = key",
+        "self._room[0, :, :, : key.shape[2]] = key",
+    ),
+    ("cache returns its empty room too", "self._room[1, :, :, : self.length]", "self._room[1]"),
+    (
+        "cache keeps keys as values",
+        "self._room[1, :, :, self.length : end] = value",
+        "self._room[1, :, :, self.length : end] = key",
+    ),
+    (
+        "cache takes twice its room",
+        "key.new_empty(2, batch, heads, self.max_len, width)",
+        "key.new_empty(2, batch, heads, 2 * self.max_len, width)",
+    ),
+    ("cache lets too much in by one", "if end > self.max_len:", "if end > self.max_len + 1:"),
+    ("cache takes tensors with gradients", "if torch.is_grad_enabled() and (", "if False and ("),
+    ("cache takes another dtype", " or key.dtype != self._room.dtype", ""),
+    (
+        "value ignored when a key is given",
+        "if value is None or value is key:",
+        "if key is not None:",
+    ),
+    (
+        "values made by the key's projection",
+        "*self._project(value, 2, 3)",
+        "*self._project(value, 1, 2)",
+    ),
+    (
+        "biases of the projections dropped",
+        "bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]",
+        "bias = None",
+    ),
+    ("dropout outside training", "self.dropout if self.training else 0.0", "self.dropout"),
+    ("dropout nowhere", "self.dropout if self.training else 0.0", "0.0"),
+    (
+        "causal forgotten when watched",
+        "attend_with_weights(q, k, v, mask, causal=causal, **options)",
+        "attend_with_weights(q, k, v, mask, **options)",
+    ),
+    (
+        "causal forgotten",
+        "mixed = attend(q, k, v, mask, causal=causal, **options)",
+        "mixed = attend(q, k, v, mask, **options)",
+    ),
+    (
+        "edited weights are not used",
+        "mixed = look(weights) @ v",
+        "look(weights)\n                mixed = weights @ v",
+    ),
+    (
+        "pre-hooks overlooked",
+        "look._forward_hooks or look._forward_pre_hooks",
+        "look._forward_hooks",
+    ),
+    (
+        "a module in place of weights overlooked",
+        "bool(hooks) or type(look) is not nn.Identity",
+        "bool(hooks)",
+    ),
+    (
+        "packed matrix drawn as one",
+        "(*self.in_proj.weight.split(self.widths), self.out_proj.weight)",
+        "(self.in_proj.weight, self.out_proj.weight)",
+    ),
+    ("converter drops dropout", '"dropout": module.dropout}', '"dropout": 0.0}'),
+    ("converter drops the mode", "return ours.train(module.training)", "return ours"),
+    ("converter keeps float32", "**options).to(module.in_proj_weight)", "**options)"),
+    ("converter back is not batch first", "batch_first=True, **options", "**options"),
+    ("add_zero_attn accepted", " or module.add_zero_attn:", ":"),
+    ("shared heads accepted by to_torch", "if self.n_kv_heads != self.n_heads or", "if"),
+    ("recording keeps its hooks", "handle.remove()", "pass"),
+    (
+        "recording lets go only if all went well",
+        "    finally:\n        for",
+        "    except KeyError:\n        pass\n    else:\n        for",
+    ),
+    ("recording keeps the graph", "weights.detach()", "weights"),
+    ("recording names every layer after the last", "weights, name=name:", "weights:"),
+    (
+        "recording misses compiled models",
+        'torch.compiler.set_stance("force_eager") if loaded else nullcontext()',
+        "nullcontext()",
+    ),
+    ("indivisible width accepted", "or d_model % n_heads:", "or False:"),
+    ("indivisible groups accepted", "or n_heads % n_kv_heads:", "or False:"),
+    ("self-attention takes a value", "if key is None and value is not None:", "if False:"),
+    (
+        "positions taken in cross-attention",
+        "if key is not None and self.positions is not None:",
+        "if False:",
+    ),
+]

@@ -1,0 +1,189 @@
+"""Ways to break softmax.py, each of which tests/test_softmax.py must notice."""
+
+MUTANTS = [
+    (
+        "temperature multiplied",
+        "return (below_best / max(temperature, torch.finfo(torch.float32).tiny)).softmax(dim)",
+        "return (below_best * max(temperature, torch.finfo(torch.float32).tiny)).softmax(dim)",
+    ),
+    (
+        "maximum subtracted after dividing, too late for a cold softmax",
+        "below_best = scores - scores.detach().amax(dim, keepdim=True)",
+        "below_best = scores",
+    ),
+    (
+        "maximum of the whole tensor",
+        "below_best = scores - scores.detach().amax(dim, keepdim=True)",
+        "below_best = scores - scores.detach().amin(dim, keepdim=True)",
+    ),
+    (
+        "tiny temperatures divide by zero",
+        "max(temperature, torch.finfo(torch.float32).tiny)",
+        "temperature",
+    ),
+    (
+        "temperature ignores dim",
+        "max(temperature, torch.finfo(torch.float32).tiny)).softmax(dim)",
+        "max(temperature, torch.finfo(torch.float32).tiny)).softmax(-1)",
+    ),
+    (
+        "empty axis breaks with a temperature",
+        "if temperature == 1 or scores.numel() == 0:",
+        "if temperature == 1:",
+    ),
+    (
+        "temperature 0 accepted",
+        "if not 0 < temperature < math.inf:",
+        "if not 0 <= temperature < math.inf:",
+    ),
+    (
+        "NaN temperature accepted",
+        "if not 0 < temperature < math.inf:",
+        "if temperature <= 0 or temperature == math.inf:",
+    ),
+    (
+        "mask inverted",
+        "scores = torch.where(mask, scores, -math.inf)",
+        "scores = torch.where(mask, -math.inf, scores)",
+    ),
+    (
+        "mask ignored",
+        "scores = torch.where(mask, scores, -math.inf)",
+        "scores = torch.where(mask, scores, scores)",
+    ),
+    (
+        "-1e9 instead of minus infinity",
+        "scores = torch.where(mask, scores, -math.inf)",
+        "scores = torch.where(mask, scores, -1e9)",
+    ),
+    (
+        "lowest finite number instead of minus infinity",
+        "scores = torch.where(mask, scores, -math.inf)",
+        "scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)",
+    ),
+    (
+        "mask written into the caller's scores",
+        "scores = torch.where(mask, scores, -math.inf)",
+        "scores = scores.masked_fill_(~mask, -math.inf)",
+    ),
+    (
+        "mask added as a number, so that hidden NaN comes through",
+        "scores = torch.where(mask, scores, -math.inf)",
+        "scores = scores + torch.where(mask, 0.0, -math.inf).to(scores)",
+    ),
+    (
+        "empty rows stay NaN",
+        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
+        "return scores.softmax(dim)",
+    ),
+    (
+        "empty rows uniform",
+        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
+        "return scores.softmax(dim).masked_fill_(nothing, 1 / scores.shape[dim])",
+    ),
+    (
+        "every NaN swept away",
+        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
+        "return scores.softmax(dim).nan_to_num(0.0)",
+    ),
+    (
+        "masked softmax over the wrong axis",
+        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
+        "return scores.softmax(-2 if scores.dim() > 1 else dim).masked_fill_(nothing, 0.0)",
+    ),
+    (
+        "gradient without the average",
+        "return shares * (grad - (shares * grad).sum(ctx.dim, keepdim=True)), None, None",
+        "return shares * grad, None, None",
+    ),
+    (
+        "gradient averaged over the wrong axis",
+        "(shares * grad).sum(ctx.dim, keepdim=True)",
+        "(shares * grad).sum(0, keepdim=True)",
+    ),
+    (
+        "scores kept for the backward pass too",
+        "ctx.save_for_backward(output)",
+        "ctx.save_for_backward(output, inputs[0])",
+    ),
+    (
+        "closed to vmap",
+        "generate_vmap_rule = True",
+        "generate_vmap_rule = False",
+    ),
+    (
+        "float masks accepted",
+        "if mask.dtype != torch.bool:",
+        "if mask.dtype.is_complex:",
+    ),
+    (
+        "masks that enlarge the scores accepted",
+        "if mask.dim() > scores.dim() or any(m not in (1, n) for m, n in sizes):",
+        "if any(m not in (1, n) for m, n in sizes):",
+    ),
+    (
+        "misfitting masks left to torch",
+        "if mask.dim() > scores.dim() or any(m not in (1, n) for m, n in sizes):",
+        "if mask.dim() > scores.dim():",
+    ),
+    (
+        "no keys break the masked softmax",
+        "if scores.numel() == 0:\n        return scores.softmax(dim)\n    return _Masked",
+        "return _Masked",
+    ),
+    (
+        "dim off by one",
+        "if not -scores.dim() <= dim < scores.dim():",
+        "if not -scores.dim() <= dim <= scores.dim():",
+    ),
+    (
+        "old total not rescaled",
+        "total = total * (maximum - shift).exp() + (scores - shift).exp().sum(-1, keepdim=True)",
+        "total = total + (scores - shift).exp().sum(-1, keepdim=True)",
+    ),
+    (
+        "old total rescaled the wrong way",
+        "total = total * (maximum - shift).exp()",
+        "total = total * (shift - maximum).exp()",
+    ),
+    (
+        "maximum forgotten between blocks",
+        "higher = torch.maximum(maximum, scores.detach().amax(-1, keepdim=True))",
+        "higher = scores.detach().amax(-1, keepdim=True)",
+    ),
+    (
+        "NaN while a row has seen nothing",
+        "shift = higher.masked_fill(higher == -math.inf, 0.0)",
+        "shift = higher",
+    ),
+    (
+        "maximum starts at 0",
+        "maximum = scores.new_full((*scores.shape[:-1], 1), -math.inf)",
+        "maximum = scores.new_full((*scores.shape[:-1], 1), 0.0)",
+    ),
+    (
+        "totals of narrow scores kept narrow",
+        "scores = block.to(torch.promote_types(block.dtype, torch.float32))",
+        "scores = block",
+    ),
+    (
+        "float64 narrowed",
+        "scores = block.to(torch.promote_types(block.dtype, torch.float32))",
+        "scores = block.float()",
+    ),
+    (
+        "empty blocks break the maximum",
+        "        if scores.shape[-1] == 0:\n            continue\n",
+        "",
+    ),
+    (
+        "blocks of other shapes broadcast in silence",
+        "if scores.shape[:-1] != maximum.shape[:-1]:",
+        "if scores.dim() != maximum.dim():",
+    ),
+    (
+        "no blocks give None",
+        "    if maximum is None:\n        raise",
+        "    if maximum is False:\n        raise",
+    ),
+]

@@ -1,0 +1,379 @@
+"""Attention: explicit, fused and tiled agree; masks mean what they say; bad input is refused."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from transformer_lib.attention import (
+    attend,
+    attend_with_weights,
+    causal_mask,
+    padding_mask,
+    tiled_attend,
+)
+from transformer_lib.scores import AdditiveScore
+
+B, H, T, S, K, Kv = 2, 3, 5, 7, 11, 13  # distinct primes: no axis can pass for another
+
+
+def by_threes(*inputs, **options):
+    return tiled_attend(*inputs, block=3, **options)
+
+
+def explicit(*inputs, **options):
+    return attend_with_weights(*inputs, **options)[0]
+
+
+WAYS = pytest.mark.parametrize("way", [explicit, attend, by_threes])
+
+
+@pytest.fixture
+def qkv():
+    generator = torch.Generator().manual_seed(1)
+    shapes = (B, H, T, K), (B, H, S, K), (B, H, S, Kv)
+    return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+
+@pytest.fixture
+def mask():
+    mask = torch.rand(B, 1, T, S, generator=torch.Generator().manual_seed(2)) > 0.4
+    mask[0, :, 2] = False
+    return mask
+
+
+def slowly(query, key, value, visible):
+    """One query and one key at a time."""
+    out = torch.zeros(*query.shape[:-1], value.shape[-1], dtype=value.dtype)
+    visible = visible.expand(*query.shape[:-1], key.shape[-2])
+    for *lead, t in torch.cartesian_prod(*map(torch.arange, query.shape[:-1])).tolist():
+        lead = tuple(lead)
+        seen = [s for s in range(key.shape[-2]) if visible[(*lead, t, s)]]
+        scale = math.sqrt(query.shape[-1])
+        match = [math.exp(query[(*lead, t)] @ key[(*lead, s)] / scale) for s in seen]
+        for m, s in zip(match, seen, strict=True):
+            out[(*lead, t)] += m / sum(match) * value[(*lead, s)]
+    return out
+
+
+def gradients(way, inputs, **options):
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = way(*inputs, **options)
+    return [out.detach(), *torch.autograd.grad(out.sin().sum(), inputs)]
+
+
+# agreement
+
+
+@WAYS
+@pytest.mark.parametrize("causal", [False, True])
+def test_agrees_with_loops_under_a_mask_with_an_empty_row(way, qkv, mask, causal):
+    visible = mask & causal_mask(T, S) if causal else mask
+    expected = slowly(*qkv, visible)
+    torch.testing.assert_close(way(*qkv, mask, causal=causal), expected)
+
+
+@WAYS
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_agrees_with_torch_forward_and_backward(way, qkv, mask, causal, masked):
+    options = {"mask": mask if masked else None, "causal": causal}
+    visible = (mask if masked else torch.ones(T, S, dtype=torch.bool)) & (
+        causal_mask(T, S) if causal else torch.ones(T, S, dtype=torch.bool)
+    )
+    expected = gradients(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=visible), qkv
+    )
+    for ours, theirs in zip(gradients(way, qkv, **options), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@WAYS
+def test_square_causal_attention_agrees_with_torch(way, qkv):
+    query, key, value = qkv[0], qkv[1][..., :T, :], qkv[2][..., :T, :]
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(way(query, key, value, causal=True), expected)
+
+
+@WAYS
+def test_a_single_last_query_sees_every_key(way, qkv):
+    query = qkv[0][..., -1:, :]
+    torch.testing.assert_close(way(query, *qkv[1:], causal=True), way(query, *qkv[1:]))
+
+
+@WAYS
+def test_more_queries_than_keys_leave_the_first_ones_nothing(way, qkv):
+    query = torch.cat([qkv[0], qkv[0]], dim=-2)  # ten queries, seven keys
+    out = way(query, *qkv[1:], causal=True)
+    assert (out[..., :3, :] == 0).all() and (out[..., 3:, :] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 100])
+def test_the_block_size_changes_nothing(qkv, mask, block):
+    expected = gradients(tiled_attend, qkv, mask=mask, causal=True)
+    for ours, theirs in zip(
+        gradients(tiled_attend, qkv, mask=mask, causal=True, block=block), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_tiles_never_hold_more_scores_than_a_block(monkeypatch, qkv):
+    import transformer_lib.attention as module
+
+    sizes, tiles = [], module._tiles
+
+    def spy(*arguments):
+        for tile in tiles(*arguments):
+            sizes.append(tile[1].shape[-1])
+            yield tile
+
+    monkeypatch.setattr(module, "_tiles", spy)
+    gradients(tiled_attend, qkv, block=3)
+    assert sizes == [3, 3, 1] * 2  # forward, then recomputed backward
+
+
+def test_the_weights_are_those_that_mixed_the_values(qkv, mask):
+    torch.manual_seed(0)
+    out, weights = attend_with_weights(*qkv, mask, dropout=0.5)
+    torch.testing.assert_close(out, weights @ qkv[2])
+    assert 0 < (weights == 0).float().mean() < 1
+
+
+@pytest.mark.parametrize("way", [explicit, attend])
+def test_dropout_keeps_the_expected_weight(way):
+    torch.manual_seed(0)
+    n = 20_000
+    query, key, value = torch.zeros(n, 1, 1), torch.zeros(n, 1, 1), torch.ones(n, 1, 1)
+    out = way(query, key, value, dropout=0.3)
+    # n weights of 0 or 1/0.7: 6 standard errors of 0.0046 would miss once in 5e8 seeds
+    assert out.mean().item() == pytest.approx(1.0, abs=0.028)
+    assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+
+
+@pytest.mark.parametrize("way", [explicit, attend])
+def test_scale_replaces_the_square_root(way, qkv):
+    expected = F.scaled_dot_product_attention(*qkv, scale=0.25)
+    torch.testing.assert_close(way(*qkv, scale=0.25), expected)
+    assert not torch.allclose(way(*qkv), expected)
+
+
+@pytest.mark.parametrize("way", [explicit, attend])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_bias_is_added_to_the_scores(way, qkv, mask, masked, causal):
+    bias = torch.randn(1, H, T, S, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scores = qkv[0] @ qkv[1].mT / math.sqrt(K) + bias
+    visible = causal_mask(T, S) if causal else torch.ones(T, S, dtype=torch.bool)
+    visible = visible & mask if masked else visible
+    weights = scores.masked_fill(~visible, -math.inf).softmax(-1).nan_to_num(0.0)
+    out = way(*qkv, mask if masked else None, causal=causal, bias=bias)
+    torch.testing.assert_close(out, weights @ qkv[2])
+
+
+@pytest.mark.parametrize("way", [explicit, attend])
+def test_a_bias_learns(way, qkv, mask):
+    bias = torch.zeros(1, H, T, S, dtype=torch.float64, requires_grad=True)
+    way(*qkv, mask, bias=bias).square().sum().backward()
+    assert bias.grad.isfinite().all() and bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("way", [explicit, attend])
+def test_any_score_can_replace_the_dot_product(way, mask):
+    torch.manual_seed(0)
+    score = AdditiveScore(5, 3, 4).double()
+    query, key = (torch.randn(B, n, d, dtype=torch.float64) for n, d in ((T, 5), (S, 3)))
+    value = torch.randn(B, S, Kv, dtype=torch.float64)
+    weights = score(query, key).masked_fill(~mask[:, 0], -math.inf).softmax(-1).nan_to_num(0.0)
+    torch.testing.assert_close(way(query, key, value, mask[:, 0], score=score), weights @ value)
+
+
+# properties
+
+
+@WAYS
+def test_equal_values_come_back_and_outputs_stay_within_the_values(way, qkv, mask):
+    out = way(*qkv, mask)
+    seen = mask.any(-1, keepdim=True).expand(B, H, T, 1)
+    low, high = (x.unsqueeze(-2) for x in qkv[2].aminmax(dim=-2))
+    inside = (out >= low - 1e-12) & (out <= high + 1e-12)  # rounding of a convex sum
+    assert (inside | ~seen).all()
+    same = torch.arange(Kv, dtype=torch.float64).expand(B, H, S, Kv)
+    torch.testing.assert_close(way(qkv[0], qkv[1], same, mask), same[..., :T, :] * seen)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+@WAYS
+def test_no_nan_is_born_even_on_the_way_back(way, qkv, mask):
+    inputs = [x.requires_grad_() for x in qkv]
+    with torch.autograd.detect_anomaly(check_nan=True):
+        out = way(*inputs, mask)
+        out.square().sum().backward()
+    assert (out[0, :, 2] == 0).all()
+    assert all(x.grad.isfinite().all() for x in inputs)
+    assert (inputs[0].grad[0, :, 2] == 0).all()
+
+
+@WAYS
+def test_gradients_agree_with_finite_differences(way, mask):
+    generator = torch.Generator().manual_seed(4)
+    shapes = (1, 2, 3, 2), (1, 2, 5, 2), (1, 2, 5, 3)
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    inputs = [x.requires_grad_() for x in inputs]
+    part = mask[:1, :, :3, :5]
+    assert torch.autograd.gradcheck(lambda *x: way(*x, part, causal=True), inputs)
+
+
+@WAYS
+def test_inputs_are_left_alone(way, qkv, mask):
+    before = [x.clone() for x in (*qkv, mask)]
+    way(*qkv, mask, causal=True)
+    assert all(torch.equal(x, y) for x, y in zip(before, (*qkv, mask), strict=True))
+
+
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_numbers_stay_near_float64_and_keep_their_type(way, qkv, mask, dtype):
+    inputs = [x.to(dtype) for x in qkv]
+    out = way(*inputs, mask)
+    exact = explicit(*(x.double() for x in inputs), mask)
+    assert out.dtype == dtype
+    # a few roundings of numbers of size one: scores, weights and sums each round once or twice
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=16 * torch.finfo(dtype).eps)
+    assert (out[0, :, 2] == 0).all()
+
+
+@WAYS
+def test_large_scores_in_half_precision_do_not_overflow(way):
+    query = torch.full((1, 2, 4), 100.0, dtype=torch.float16)
+    key = torch.cat([query[:, :1], -query[:, :1]], dim=1)
+    value = torch.tensor([[[1.0], [2.0]]], dtype=torch.float16)
+    assert way(query, key, value).tolist() == [[[1.0], [1.0]]]
+
+
+def test_a_long_running_sum_in_half_precision_does_not_stall():
+    n = 3000  # in float16, 2048 + 1 = 2048
+    query, key = torch.zeros(1, 2, dtype=torch.float16), torch.zeros(n, 2, dtype=torch.float16)
+    value = (torch.arange(n) >= 2048).half()[:, None]
+    out = tiled_attend(query, key, value, block=1)
+    assert out.item() == pytest.approx((n - 2048) / n, rel=2e-3)  # float16 keeps three digits
+
+
+@WAYS
+@pytest.mark.parametrize(("t", "s", "b"), [(0, S, B), (T, 0, B), (T, S, 0), (0, 0, 0)])
+def test_nothing_in_gives_zeros_or_nothing_out(way, t, s, b):
+    query, key = torch.randn(b, H, t, K), torch.randn(b, H, s, K)
+    for causal in (False, True):
+        out = way(query, key, torch.randn(b, H, s, Kv), causal=causal)
+        assert out.shape == (b, H, t, Kv)
+        assert s > 0 or (out == 0).all()
+
+
+@WAYS
+def test_no_batch_and_many_batch_axes_are_one_batch(way, qkv):
+    expected = way(*qkv)
+    torch.testing.assert_close(way(*(x[1, 2] for x in qkv)), expected[1, 2])
+    torch.testing.assert_close(way(*(x[:, :, None] for x in qkv))[:, :, 0], expected)
+
+
+# masks
+
+
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(5, 5), (3, 7), (7, 3), (1, 4), (0, 3), (3, 0)])
+def test_causal_mask_aligns_the_last_query_with_the_last_key(n_queries, n_keys):
+    mask = causal_mask(n_queries, n_keys)
+    assert mask.shape == (n_queries, n_keys) and mask.dtype == torch.bool
+    for t in range(n_queries):
+        for s in range(n_keys):
+            assert mask[t, s] == (n_queries - t <= n_keys - s)
+    assert torch.equal(causal_mask(n_queries), causal_mask(n_queries, n_queries))
+
+
+def test_padding_mask_shows_each_sequence_its_own_tokens():
+    mask = padding_mask(torch.tensor([3, 0, 5]))
+    assert mask.shape == (3, 1, 1, 5)
+    assert mask[:, 0, 0].sum(-1).tolist() == [3, 0, 5] and mask[0, 0, 0, :3].all()
+    assert padding_mask(torch.tensor([3, 0]), n_keys=7).shape == (2, 1, 1, 7)
+    assert padding_mask(torch.tensor([], dtype=torch.long)).shape == (0, 1, 1, 0)
+
+
+@WAYS
+def test_masks_of_every_documented_shape_mean_the_same(way, qkv):
+    table = torch.rand(T, S, generator=torch.Generator().manual_seed(5)) > 0.3
+    expected = way(*qkv, table)
+    for shape in ((1, 1, T, S), (B, 1, T, S), (1, H, T, S), (B, H, T, S)):
+        torch.testing.assert_close(way(*qkv, table.expand(shape)), expected)
+
+
+# refusals
+
+
+@pytest.mark.bad_input
+@WAYS
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((B, S), f"mask must have shape ({T}, {S})"),  # would broadcast if B were T
+        ((B, T, S), f"({B}, {H}, {T}, {S})"),
+        ((T, 1), "any axis but the last of size 1"),
+        ((B, 1, T, 1), "got (2, 1, 5, 1)"),
+        ((S, T), f"got ({S}, {T})"),
+        ((B, 2, T, S), f"got ({B}, 2, {T}, {S})"),
+    ],
+)
+def test_a_mask_of_a_wrong_shape_is_refused_with_both_shapes(way, qkv, shape, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        way(*qkv, torch.ones(shape, dtype=torch.bool))
+
+
+@pytest.mark.bad_input
+@WAYS
+def test_a_mask_of_numbers_is_refused(way, qkv):
+    with pytest.raises(
+        ValueError, match=r"mask must be boolean, True = may attend, got torch\.float"
+    ):
+        way(*qkv, torch.zeros(T, S))
+
+
+@pytest.mark.bad_input
+@WAYS
+def test_shapes_that_do_not_belong_together_are_refused(way, qkv):
+    query, key, value = qkv
+    with pytest.raises(ValueError, match=rf"{K - 1}\D+{K}"):
+        way(query[..., 1:], key, value)
+    with pytest.raises(ValueError, match="one value for each key"):
+        way(query, key, value[..., 1:, :])
+    with pytest.raises(ValueError, match="share their leading axes"):
+        way(query[:1], key, value)
+    with pytest.raises(ValueError, match="share their leading axes"):
+        way(query[0, 0, 0], key[0, 0, 0], value[0, 0, 0])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("way", [explicit, attend])
+def test_contradictory_options_are_refused(way, qkv):
+    with pytest.raises(ValueError, match="scale belongs to the default score"):
+        way(*qkv, scale=1.0, score=lambda q, k: q @ k.mT)
+    with pytest.raises(ValueError, match="below 1, got 1.5"):
+        way(*qkv, dropout=1.5)
+    with pytest.raises(ValueError, match="bias must be a floating-point tensor, got torch.bool"):
+        way(*qkv, bias=torch.ones(T, S, dtype=torch.bool))
+    with pytest.raises(ValueError, match="bias must have shape"):
+        way(*qkv, bias=torch.ones(H, T, S))
+
+
+@pytest.mark.bad_input
+def test_impossible_lengths_and_blocks_are_refused(qkv):
+    with pytest.raises(ValueError, match="must not be negative, got -1 and -1"):
+        causal_mask(-1)
+    with pytest.raises(ValueError, match="between 0 and n_keys = 4, got 2 to 5"):
+        padding_mask(torch.tensor([2, 5]), n_keys=4)
+    with pytest.raises(ValueError, match="got -2 to 3"):
+        padding_mask(torch.tensor([-2, 3]))
+    with pytest.raises(ValueError, match=r"vector of integers, got shape \(2,\) and torch.float32"):
+        padding_mask(torch.tensor([2.0, 3.0]))
+    with pytest.raises(ValueError, match="vector of integers"):
+        padding_mask(torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="block must be at least 1, got 0"):
+        tiled_attend(*qkv, block=0)

@@ -1,0 +1,712 @@
+"""Layers: equal to their equations and to torch's, cached or not; bad input is refused."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from transformer_lib.attention import causal_mask, padding_mask
+from transformer_lib.layers import (
+    DecoderLayer,
+    EncoderLayer,
+    FeedForward,
+    LayerCache,
+    PostNorm,
+    PreNorm,
+    RMSNorm,
+)
+from transformer_lib.multihead import KVCache, MultiHeadAttention, recording
+from transformer_lib.positions import AlibiBias, RotaryPositions
+from transformer_lib.testing import check_attention, influence
+
+B, T, S, H, D, WIDE = 2, 5, 7, 3, 12, 17  # D = 12 lets 3 heads turn by rotary positions
+ACTIVATIONS = ["relu", "gelu", "silu", "swiglu", "geglu"]
+GATED = ("swiglu", "geglu")
+NORMS = pytest.mark.parametrize("norm", ["post", "pre"])
+BOTH = pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
+BENDS = {
+    "relu": lambda x: max(x, 0.0),
+    "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "silu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def scatter(module, seed=3):
+    """Float64, evaluation mode, and no parameter at a value that hides a mistake, such as 0."""
+    for i, parameter in enumerate(module.double().eval().parameters()):
+        spread = 0.5 if parameter.dim() == 1 else 1.5 / math.sqrt(parameter.shape[-1])
+        parameter.data.copy_(parameter.dim() % 2 + spread * normal(*parameter.shape, seed=seed + i))
+    return module
+
+
+def encoder(**options):
+    return scatter(EncoderLayer(D, H, WIDE, **options))
+
+
+def decoder(**options):
+    return scatter(DecoderLayer(D, H, WIDE, **options))
+
+
+def n_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# feed-forward
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_feed_forward_agrees_with_loops_over_positions_and_units(activation, bias):
+    feed = scatter(FeedForward(D, WIDE, activation=activation, bias=bias))
+    x = normal(T, D)
+    bend = BENDS[{"swiglu": "silu", "geglu": "gelu"}.get(activation, activation)]
+    for position, out in zip(x, feed(x), strict=True):
+        hidden = []
+        for unit in range(WIDE):
+            rows = (unit, WIDE + unit) if activation in GATED else (unit,)
+            found = [(feed.inner.weight[row] @ position).item() for row in rows]
+            if bias:
+                found = [f + feed.inner.bias[i].item() for f, i in zip(found, rows, strict=True)]
+            hidden.append(bend(found[0]) * (found[1] if activation in GATED else 1))
+        expected = feed.outer.weight @ torch.tensor(hidden, dtype=torch.float64)
+        torch.testing.assert_close(out, expected + (feed.outer.bias if bias else 0))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_feed_forward_is_not_a_matrix(activation):
+    def non_additivity(f):
+        a, b = normal(2, T, D, seed=1)
+        return (f(a + b) - f(a) - f(b) + f(torch.zeros_like(a))).abs().max()
+
+    feed = scatter(FeedForward(D, WIDE, activation=activation))
+    assert non_additivity(feed) > 0.1
+    assert non_additivity(lambda x: feed.outer(feed.inner(x)[..., :WIDE])) < 1e-12
+
+
+def test_feed_forward_sees_one_position_at_a_time():
+    felt = influence(scatter(FeedForward(D, WIDE)), [normal(B, T, D)])
+    assert torch.equal(felt > 0, torch.eye(T, dtype=torch.bool).expand(B, T, T))
+
+
+@pytest.mark.parametrize("shape", [(D,), (0, D), (B, T, D), (2, 3, 0, D), (2, 3, 5, D)])
+def test_feed_forward_takes_any_leading_axes(shape):
+    feed, x = scatter(FeedForward(D, WIDE)), normal(*shape)
+    assert feed(x).shape == shape
+    torch.testing.assert_close(feed(x).reshape(-1, D), feed(x.reshape(-1, D)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_feed_forward_has_as_many_parameters_as_the_formula(activation, bias):
+    inner = WIDE * (2 if activation in GATED else 1)
+    expected = D * inner + WIDE * D + bias * (inner + D)
+    assert n_parameters(FeedForward(D, WIDE, activation=activation, bias=bias)) == expected
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_feed_forward_draws_each_matrix_by_glorot_on_its_own_shape(activation):
+    torch.manual_seed(0)
+    feed, bound = FeedForward(101, 211, activation=activation), math.sqrt(6 / (101 + 211))
+    for weight in (*feed.inner.weight.split(211), feed.outer.weight):
+        assert 0.99 * bound < weight.abs().max() <= bound
+    assert not feed.inner.bias.any() and not feed.outer.bias.any()
+
+
+def test_feed_forward_drops_hidden_units_and_keeps_their_mean():
+    n, p = 40_000, 0.3
+    feed = FeedForward(1, n, dropout=p).train()
+    nn.init.ones_(feed.inner.weight)
+    dropped = []
+    feed.dropout.register_forward_hook(lambda module, given, out: dropped.append(out))
+    torch.manual_seed(0)
+    feed(torch.ones(1, 1))
+    zeros = (dropped[0] == 0).double().mean()
+    assert abs(zeros - p) < 5 * math.sqrt(p * (1 - p) / n)  # false alarm: 1 seed in a million
+    torch.testing.assert_close(dropped[0].unique(), torch.tensor([0, 1 / (1 - p)]))
+    assert feed.eval().dropout(torch.ones(n)).eq(1).all()
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "swiglu", "geglu"])
+def test_feed_forward_gradients_are_those_of_finite_differences(activation):
+    feed = scatter(FeedForward(3, 5, activation=activation))
+    assert torch.autograd.gradcheck(feed, normal(2, 3).requires_grad_(), fast_mode=True)
+
+
+# norms
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-2, 0.0])
+def test_rms_norm_agrees_with_its_equation_and_with_torch(eps):
+    ours, theirs = scatter(RMSNorm(D, eps=eps)), nn.RMSNorm(D, eps=eps).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = 0.01 * normal(B, T, D)  # small, so that eps counts
+    expected = ours.weight * x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+    torch.testing.assert_close(ours(x), expected)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert torch.autograd.gradcheck(ours, x.requires_grad_(), fast_mode=True)
+
+
+def test_rms_norm_keeps_a_fixed_eps_of_one_millionth_by_default():
+    assert RMSNorm(D).eps == 1e-6
+    x = torch.full((1, D), 1e-3, dtype=torch.float64)
+    torch.testing.assert_close(RMSNorm(D).double()(x), x / math.sqrt(2e-6))
+
+
+def test_rms_norm_ignores_scale_but_not_shift():
+    norm, x = RMSNorm(D, eps=0.0).double(), normal(T, D)
+    torch.testing.assert_close(norm(-3 * x), -norm(x))
+    assert (norm(x + 1) - norm(x)).abs().max() > 0.1
+
+
+def test_rms_norm_sends_zeros_to_zeros_with_finite_gradients():
+    x = torch.zeros(T, D, requires_grad=True)
+    out = RMSNorm(D)(x)
+    out.sum().backward()
+    assert not out.any() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rms_norm_survives_half_precision_of_large_numbers(dtype):
+    x = torch.full((1, D), 300.0, dtype=dtype)  # its squares overflow float16
+    out = RMSNorm(D).to(dtype)(x)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, torch.ones_like(x))
+
+
+def test_rms_norm_prints_its_sizes():
+    assert repr(RMSNorm(12, eps=0.5)) == "RMSNorm(d_model=12, eps=0.5)"
+
+
+# residual connections
+
+
+def test_post_norm_adds_then_norms_and_pre_norm_norms_then_adds():
+    x, norm = normal(T, D), scatter(nn.LayerNorm(D))
+    torch.testing.assert_close(PostNorm(norm)(x, torch.sin), norm(x + x.sin()))
+    torch.testing.assert_close(PreNorm(norm)(x, torch.sin), x + norm(x).sin())
+
+
+@pytest.mark.parametrize("around", [PostNorm, PreNorm])
+def test_residuals_drop_what_the_sublayer_returns_and_not_the_stream(around):
+    n, p = 40_000, 0.1
+    module, x = around(nn.Identity(), p).train(), torch.full((n,), 7.0)
+    torch.manual_seed(0)
+    added = module(x, torch.ones_like) - x
+    assert abs(added.eq(0).double().mean() - p) < 5 * math.sqrt(
+        p * (1 - p) / n
+    )  # 1 seed in a million
+    torch.testing.assert_close(added.unique(), torch.tensor([0, 1 / (1 - p)]))
+    assert module.eval()(x, torch.ones_like).eq(8).all()
+
+
+@NORMS
+@pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
+def test_each_sublayer_is_dropped_once_with_probability_dropout(kind, norm):
+    n_positions, p = 1000, 0.1
+    layer = kind(32, 2, 4, norm=norm, dropout=p).train()
+    names = [name for name, _ in layer.named_children() if name.startswith("around_")]
+    for i, name in enumerate(names):  # each sublayer returns a constant, in a digit of its own
+        sublayer = getattr(layer, name.removeprefix("around_"))
+        out = sublayer.outer if name == "around_feed_forward" else sublayer.out_proj
+        nn.init.zeros_(out.weight)
+        nn.init.constant_(out.bias, (1 - p) * 10**i)
+        getattr(layer, name).norm = nn.Identity()
+    torch.manual_seed(0)
+    x = torch.zeros(1, n_positions, 32)
+    digits = (layer(x) if kind is EncoderLayer else layer(x, x[:, :3])).detach().round().long()
+    bound = 5 * math.sqrt(p * (1 - p) / digits.numel())  # false alarm: 1 seed in 10^6
+    for i in range(len(names)):
+        kept = digits // 10**i % 10
+        assert set(kept.unique().tolist()) == {0, 1}
+        assert abs(kept.eq(0).double().mean() - p) < bound
+
+
+# layers
+
+
+def apply(norm, around, x, sublayer):
+    return around.norm(x + sublayer(x)) if norm == "post" else x + sublayer(around.norm(x))
+
+
+@NORMS
+@pytest.mark.parametrize("norm_type", ["layer", "rms"])
+def test_encoder_layer_is_its_two_sentences(norm, norm_type):
+    layer, x = encoder(norm=norm, norm_type=norm_type), normal(B, T, D)
+    assert type(layer.around_attention.norm) is {"layer": nn.LayerNorm, "rms": RMSNorm}[norm_type]
+    mask = torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(1)) > 0.4
+    h = apply(norm, layer.around_attention, x, lambda y: layer.attention(y, mask=mask))
+    expected = apply(norm, layer.around_feed_forward, h, layer.feed_forward)
+    torch.testing.assert_close(layer(x, mask), expected)
+
+
+@NORMS
+@pytest.mark.parametrize("norm_type", ["layer", "rms"])
+def test_decoder_layer_is_its_three_sentences(norm, norm_type):
+    layer, x, memory = decoder(norm=norm, norm_type=norm_type), normal(B, T, D), normal(B, S, D)
+    mask, memory_mask = padding_mask(torch.tensor([5, 3])), padding_mask(torch.tensor([7, 4]))
+    h = apply(
+        norm,
+        layer.around_self_attention,
+        x,
+        lambda y: layer.self_attention(y, mask=mask & causal_mask(T)),
+    )
+    h = apply(
+        norm,
+        layer.around_cross_attention,
+        h,
+        lambda y: layer.cross_attention(y, memory, mask=memory_mask),
+    )
+    expected = apply(norm, layer.around_feed_forward, h, layer.feed_forward)
+    torch.testing.assert_close(layer(x, memory, mask, memory_mask), expected)
+
+
+def theirs(kind, **options):
+    sizes = {"d_model": D, "nhead": H, "dim_feedforward": WIDE, "batch_first": True}
+    return scatter(kind(**sizes | {"dropout": 0.1} | options), seed=5)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu", F.silu, nn.GELU(), torch.relu])
+@pytest.mark.parametrize("bias", [True, False])
+def test_encoder_layer_equals_torch(norm_first, activation, bias):
+    options = {"norm_first": norm_first, "activation": activation, "bias": bias}
+    layer = theirs(nn.TransformerEncoderLayer, **options, layer_norm_eps=0.1)
+    ours, x = EncoderLayer.from_torch(layer), normal(B, T, D)
+    hidden = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    mask = torch.rand(T, T, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask.fill_diagonal_(True)
+    close = {"rtol": 0, "atol": 1e-10}
+    torch.testing.assert_close(ours(x), layer(x), **close)
+    torch.testing.assert_close(ours(x, mask), layer(x, src_mask=~mask), **close)
+    torch.testing.assert_close(ours(x, causal=True), layer(x, src_mask=~causal_mask(T)), **close)
+    expected = layer(x, src_key_padding_mask=hidden)[~hidden]
+    torch.testing.assert_close(ours(x, ~hidden[:, None, None])[~hidden], expected, **close)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_decoder_layer_equals_torch(norm_first, activation, bias):
+    options = {"norm_first": norm_first, "activation": activation, "bias": bias}
+    layer = theirs(nn.TransformerDecoderLayer, **options, layer_norm_eps=0.1)
+    ours, x, memory = DecoderLayer.from_torch(layer), normal(B, T, D), normal(B, S, D, seed=1)
+    future, hidden = ~causal_mask(T), ~padding_mask(torch.tensor([7, 4]))[:, 0, 0]
+    mask = torch.rand(T, T, generator=torch.Generator().manual_seed(1)) > 0.4
+    memory_mask = torch.rand(T, S, generator=torch.Generator().manual_seed(2)) > 0.4
+    mask.fill_diagonal_(True), memory_mask[:, 0].fill_(True)
+    close = {"rtol": 0, "atol": 1e-10}
+    torch.testing.assert_close(ours(x, memory), layer(x, memory, tgt_mask=future), **close)
+    expected = layer(x, memory, tgt_mask=future | ~mask, memory_mask=~memory_mask)
+    torch.testing.assert_close(ours(x, memory, mask, memory_mask), expected, **close)
+    expected = layer(x, memory, tgt_mask=future, memory_key_padding_mask=hidden)
+    torch.testing.assert_close(
+        ours(x, memory, memory_mask=~hidden[:, None, None]), expected, **close
+    )
+
+
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_from_torch_copies_every_dropout_the_mode_and_the_dtype(kind):
+    layer = theirs(kind, dropout=0.2).float().train()
+    layer.dropout.p, layer.dropout1.p, layer.norm2.eps = 0.3, 0.4, 0.5
+    ours = (EncoderLayer if kind is nn.TransformerEncoderLayer else DecoderLayer).from_torch(layer)
+    assert ours.training and all(p.dtype == torch.float32 for p in ours.parameters())
+    around = [part for name, part in ours.named_children() if name.startswith("around_")]
+    assert [part.dropout.p for part in around] == [0.4, 0.2, 0.2][: len(around)]
+    assert [part.norm.eps for part in around] == [1e-5, 0.5, 1e-5][: len(around)]
+    assert ours.feed_forward.dropout.p == 0.3
+    attentions = [part for part in ours.modules() if isinstance(part, MultiHeadAttention)]
+    assert [part.dropout for part in attentions] == [0.2] * len(attentions)
+    assert not {p.data_ptr() for p in ours.parameters()} & {
+        p.data_ptr() for p in layer.parameters()
+    }
+    assert not type(ours).from_torch(layer.eval()).training
+
+
+@NORMS
+def test_encoder_positions_see_one_another_and_the_mask_decides(norm):
+    layer, x = encoder(norm=norm), normal(B, T, D)
+    assert (influence(layer, [x]) > 0).all()
+    felt = influence(lambda x: layer(x, causal=True), [x])
+    assert torch.equal(felt > 0, causal_mask(T).expand(B, T, T))
+    seen = padding_mask(torch.tensor([5, 3]))
+    felt = influence(lambda x: layer(x, seen), [x]) > 0
+    assert torch.equal(felt, seen[:, 0] | torch.eye(T, dtype=torch.bool))
+
+
+@NORMS
+def test_decoder_positions_see_their_past_and_all_of_the_memory(norm):
+    layer, x, memory = decoder(norm=norm), normal(B, T, D), normal(B, T, D, seed=1)  # S = T
+    felt = influence(lambda x: layer(x, memory), [x])
+    assert torch.equal(felt > 0, causal_mask(T).expand(B, T, T))
+    assert (influence(lambda memory: layer(x, memory), [memory]) > 0).all()
+
+
+def test_decoder_masks_speak_each_about_its_own_attention():
+    layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D, seed=1)
+    own, seen = padding_mask(torch.tensor([5, 3])), padding_mask(torch.tensor([7, 4]))
+    felt = influence(lambda x: layer(x, memory, own, seen), [x]) > 0
+    assert torch.equal(felt, (own[:, 0] | torch.eye(T, dtype=torch.bool)) & causal_mask(T))
+    felt = influence(lambda memory: layer(x, memory, own, seen), [memory]) > 0
+    assert torch.equal(felt, seen[:, 0].expand(B, T, S))
+
+
+def test_a_memory_that_may_not_be_read_changes_nothing_and_breaks_nothing():
+    layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D, seed=1).requires_grad_()
+    nothing = torch.zeros(B, 1, 1, S, dtype=torch.bool)
+    out = layer(x, memory, memory_mask=nothing)
+    torch.testing.assert_close(out, layer(x, normal(B, S, D, seed=2), memory_mask=nothing))
+    torch.testing.assert_close(out, layer(x, memory[:, :0]))
+    out.sin().sum().backward()
+    assert not memory.grad.any()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+
+
+# caches
+
+
+@NORMS
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, {"positions": "rotary"}])
+def test_causal_encoder_layer_in_pieces_equals_the_whole(norm, options):
+    if options.get("positions"):
+        options = {"positions": RotaryPositions(D // H)}
+    layer, x = encoder(norm=norm, **options), normal(B, S, D)
+    with torch.no_grad():
+        whole = layer(x, causal=True)
+        for sizes in [[cut, S - cut] for cut in range(S + 1)] + [[1] * S]:
+            cache = KVCache(S)
+            pieces = [layer(piece, causal=True, cache=cache) for piece in x.split(sizes, dim=1)]
+            torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
+            assert cache.length == S
+
+
+@NORMS
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, {"positions": "rotary"}])
+def test_decoder_layer_in_pieces_equals_the_whole(norm, options):
+    if options.get("positions"):
+        options = {"positions": RotaryPositions(D // H)}
+    layer, x, memory = decoder(norm=norm, **options), normal(B, T, D), normal(B, S, D, seed=1)
+    seen = padding_mask(torch.tensor([7, 4]))
+    with torch.no_grad():
+        whole = layer(x, memory, memory_mask=seen)
+        for sizes in [[cut, T - cut] for cut in range(T + 1)] + [[1] * T]:
+            cache, pieces = LayerCache(KVCache(T), KVCache()), []
+            for piece in x.split(sizes, dim=1):
+                pieces.append(layer(piece, memory, memory_mask=seen, cache=cache))
+                assert cache.cross_attention.length == S
+            torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
+            assert cache.self_attention.length == T
+
+
+def test_a_mask_beside_a_cache_speaks_about_all_positions_so_far():
+    layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D, seed=1)
+    mask = torch.rand(B, 1, T, T, generator=torch.Generator().manual_seed(1)) > 0.4
+    with torch.no_grad():
+        whole, cache, start = layer(x, memory, mask), LayerCache(KVCache(T), KVCache()), 0
+        for piece in x.split([2, 3], dim=1):
+            rows = slice(start, start + piece.shape[1])
+            out = layer(piece, memory, mask[:, :, rows, : rows.stop], cache=cache)
+            torch.testing.assert_close(out, whole[:, rows])
+            start = rows.stop
+
+
+def test_the_cache_names_its_two_parts():
+    cache = LayerCache(KVCache(3), KVCache())
+    assert cache.self_attention is cache[0] and cache.cross_attention is cache[1]
+
+
+# what the arguments do
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_kv_heads": 1}, {"activation": "swiglu"}, {"bias": False}, {"norm_type": "rms"}]
+    + [{"norm": "pre"}, {"dropout": 0.5}, {"attention_dropout": 0.5}],
+)
+def test_layers_have_as_many_parameters_as_the_formula(kind, options):
+    bias, n_attentions = options.get("bias", True), 1 if kind is EncoderLayer else 2
+    kv_width = D // H * options.get("n_kv_heads", H)
+    inner = WIDE * (2 if "activation" in options else 1)
+    attention = 2 * D * D + 2 * D * kv_width + bias * 2 * (D + kv_width)
+    feed = D * inner + WIDE * D + bias * (inner + D)
+    norm = D if "norm_type" in options else 2 * D
+    expected = n_attentions * attention + feed + (n_attentions + 1) * norm
+    assert n_parameters(kind(D, H, WIDE, **options)) == expected
+
+
+@BOTH
+def test_no_part_is_used_twice(kind):
+    layers = nn.ModuleList(kind(D, H, WIDE) for _ in range(3))
+    assert n_parameters(layers) == 3 * n_parameters(layers[0])
+    parts = [m for m in layers.modules() if not isinstance(m, nn.Identity | nn.ModuleList)]
+    named = [part for _, part in layers.named_modules(remove_duplicate=False)]
+    assert len(parts) == len([m for m in named if not isinstance(m, nn.Identity | nn.ModuleList)])
+    n_attentions = sum(isinstance(part, MultiHeadAttention) for part in parts)
+    assert n_attentions == (3 if kind is EncoderLayer else 6)
+
+
+@BOTH
+@pytest.mark.parametrize("option", ["dropout", "attention_dropout"])
+def test_dropouts_act_in_training_alone(kind, option):
+    inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
+    layer = scatter(kind(D, H, WIDE, **{option: 0.5}))
+    torch.manual_seed(0)
+    assert torch.equal(layer(*inputs), layer(*inputs))
+    assert (layer.train()(*inputs) - layer(*inputs)).abs().max() > 1e-3
+    other = {"dropout", "attention_dropout"} - {option}
+    still = scatter(kind(D, H, WIDE, **dict.fromkeys(other, 0.0))).train()
+    torch.testing.assert_close(still(*inputs), still.eval()(*inputs))
+
+
+@BOTH
+def test_attention_dropout_reaches_every_attention_and_dropout_none(kind):
+    def rates(**options):
+        layer = kind(D, H, WIDE, **options)
+        return {m.dropout for m in layer.modules() if isinstance(m, MultiHeadAttention)}
+
+    assert rates(attention_dropout=0.3) == {0.3} and rates(dropout=0.3) == {0.0}
+
+
+@BOTH
+def test_heads_key_value_heads_and_activation_reach_their_parts(kind):
+    layer = kind(D, 6, WIDE, n_kv_heads=2, activation="geglu")
+    attentions = [part for part in layer.modules() if isinstance(part, MultiHeadAttention)]
+    assert {(part.n_heads, part.n_kv_heads) for part in attentions} == {(6, 2)}
+    assert layer.feed_forward.activation == "geglu"
+
+
+def test_positions_act_in_self_attention_alone():
+    x, memory, scheme = normal(B, T, D), normal(B, S, D, seed=1), AlibiBias(H)
+    plain, marked = encoder(), encoder(positions=scheme)
+    assert (plain(x) - marked(x)).abs().max() > 1e-3 and marked.attention.positions is scheme
+    plain, marked = decoder(), decoder(positions=scheme)
+    assert (plain(x, memory) - marked(x, memory)).abs().max() > 1e-3
+    assert marked.self_attention.positions is scheme and marked.cross_attention.positions is None
+    order = torch.randperm(S, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(marked(x, memory[:, order]), marked(x, memory))
+
+
+@NORMS
+def test_the_order_of_norm_and_sublayer_shows_in_the_size_of_the_output(norm):
+    layer = EncoderLayer(D, H, WIDE, norm=norm).double()
+    large = (layer(100 * normal(B, T, D)).square().mean(-1) - 1).abs().min()
+    assert large < 1e-3 if norm == "post" else large > 1
+
+
+def test_recording_finds_each_attention_by_name():
+    layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D)
+    with recording(layer) as seen:
+        layer(x, memory)
+    assert {name: w.shape[1:] for name, w in seen.items()} == {
+        "self_attention": (H, T, T),
+        "cross_attention": (H, T, S),
+    }
+    with recording(encoder()) as seen:
+        assert not seen
+
+
+# depth, gradients, precision, storage
+
+
+@NORMS
+def test_twelve_layers_keep_positions_apart_and_the_gradient_alive(norm):
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(EncoderLayer(32, 4, 64, norm=norm) for _ in range(12)))
+    x = torch.randn(1, 8, 32)
+    out = layers(x)
+    assert (out - out.mean(1, keepdim=True)).norm() / out.norm() > 0.01  # pure attention: 1e-7
+    (out * torch.randn_like(out)).sum().backward()
+    grads = [layer.feed_forward.outer.weight.grad.norm() for layer in layers]
+    assert min(grads) / max(grads) > 1e-2
+
+
+@BOTH
+@NORMS
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_every_parameter_learns(kind, norm, activation):
+    inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
+    layer = scatter(kind(D, H, WIDE, norm=norm, activation=activation))
+    (layer(*inputs) * normal(B, T, D, seed=9)).sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().max() > 1e-9, name
+
+
+@BOTH
+@NORMS
+def test_layer_gradients_are_those_of_finite_differences(kind, norm):
+    layer = scatter(kind(4, 2, 3, norm=norm, activation="silu"))
+    inputs = [normal(1, 3, 4), normal(1, 2, 4, seed=1)][: 1 if kind is EncoderLayer else 2]
+    inputs = [x.requires_grad_() for x in inputs]
+    assert torch.autograd.gradcheck(layer, inputs, fast_mode=True)
+
+
+@BOTH
+@pytest.mark.parametrize("norm_type", ["layer", "rms"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_works_in_every_precision(kind, norm_type, dtype):
+    low = scatter(kind(D, H, WIDE, norm_type=norm_type)).to(dtype)
+    inputs = [normal(B, T, D).to(dtype), normal(B, S, D).to(dtype)]
+    inputs = inputs[: 1 if kind is EncoderLayer else 2]
+    out, exact = low(*inputs), copy.deepcopy(low).double()(*(x.double() for x in inputs))
+    assert out.dtype == dtype
+    limit = 32 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), exact, rtol=limit, atol=limit)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(0, T, D), (B, 0, D), (0, 0, D), (B, 1, D)])
+def test_nothing_in_gives_nothing_out(kind, shape):
+    x = torch.zeros(shape)
+    layer = kind(D, H, WIDE)
+    out = layer(x) if kind is EncoderLayer else layer(x, torch.zeros(shape[0], S, D))
+    assert out.shape == shape and out.isfinite().all()
+
+
+@BOTH
+def test_inputs_are_not_written_to(kind):
+    inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
+    kept = [x.clone() for x in inputs]
+    for norm in ("post", "pre"):
+        scatter(kind(D, H, WIDE, norm=norm))(*inputs)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, kept, strict=True))
+
+
+@BOTH
+def test_a_state_dict_carries_everything(kind):
+    options = {"norm": "pre", "norm_type": "rms", "activation": "geglu"}
+    inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
+    first, second = scatter(kind(D, H, WIDE, **options)), kind(D, H, WIDE, **options).double()
+    assert (first(*inputs) - second(*inputs)).abs().max() > 1e-3
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(*inputs), second(*inputs))
+
+
+@BOTH
+def test_each_row_of_a_batch_is_on_its_own(kind):
+    inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
+    layer = scatter(kind(D, H, WIDE))
+    alone = [layer(*(x[row : row + 1] for x in inputs)) for row in range(B)]
+    torch.testing.assert_close(torch.cat(alone), layer(*inputs))
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "pre", "norm_type": "rms", "n_kv_heads": 2}])
+def test_encoder_layer_passes_the_conformance_kit(options):
+    torch.manual_seed(0)
+    check_attention(
+        EncoderLayer(12, 4, 20, **options),
+        d_model=12,
+        adapter=lambda layer, q, k, v, mask, causal, **cache: layer(
+            q, mask, causal=causal, **cache
+        ),
+        make_cache=lambda: KVCache(64),
+        skip={"cross-attention": "a layer for one sequence"},
+    ).raise_if_failed()
+
+
+# refusals
+
+
+def odd_activation(x):
+    return x.sin()
+
+
+TORCH_ENCODER = nn.TransformerEncoderLayer(D, H, WIDE, batch_first=True)
+TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FeedForward(3, 5, activation="tanh"), "'geglu'], got 'tanh'"),
+        (
+            lambda: FeedForward(0, 5),
+            "FeedForward: d_model and d_ff must be at least 1, got 0 and 5",
+        ),
+        (
+            lambda: FeedForward(3, 0),
+            "FeedForward: d_model and d_ff must be at least 1, got 3 and 0",
+        ),
+        (lambda: FeedForward(3, 5, dropout=1.0), "FeedForward: dropout must be in [0, 1), got 1.0"),
+        (
+            lambda: FeedForward(3, 5)(torch.zeros(2, 4)),
+            "FeedForward: the shape of x must end in d_model = 3, got (2, 4)",
+        ),
+        (lambda: FeedForward(3, 5)(torch.tensor(1.0)), "must end in d_model = 3, got ()"),
+        (lambda: RMSNorm(0), "RMSNorm: d_model must be at least 1 and eps at least 0, got 0"),
+        (lambda: RMSNorm(3, eps=-1.0), "got 3 and -1.0"),
+        (
+            lambda: RMSNorm(3)(torch.zeros(2, 4)),
+            "RMSNorm: the shape of x must end in d_model = 3, got (2, 4)",
+        ),
+        (lambda: RMSNorm(3)(torch.zeros(2, 1)), "must end in d_model = 3, got (2, 1)"),
+        (lambda: PostNorm(nn.Identity(), 1.5), "PostNorm: dropout must be in [0, 1), got 1.5"),
+        (lambda: PreNorm(nn.Identity(), -0.1), "PreNorm: dropout must be in [0, 1), got -0.1"),
+        (
+            lambda: EncoderLayer(D, H, WIDE, norm="both"),
+            "EncoderLayer: norm must be one of ['post', 'pre'] and norm_type one of "
+            "['layer', 'rms'], got 'both' and 'layer'",
+        ),
+        (lambda: DecoderLayer(D, H, WIDE, norm_type="batch"), "got 'post' and 'batch'"),
+        (lambda: EncoderLayer(D, H, WIDE, dropout=1.0), "dropout must be in [0, 1), got 1.0"),
+        (lambda: EncoderLayer(D, H, WIDE, attention_dropout=-1.0), "in [0, 1), got -1.0"),
+        (lambda: EncoderLayer(D, 5, WIDE), "n_heads must divide d_model, got d_model=12"),
+        (lambda: EncoderLayer(D, H, -2), "at least 1, got 12 and -2"),
+        (
+            lambda: EncoderLayer(D, H, WIDE, norm="pre")(torch.zeros(B, T, 11)),
+            "EncoderLayer: x must have shape (batch, length, d_model = 12), got (2, 5, 11)",
+        ),
+        (lambda: EncoderLayer(D, H, WIDE)(torch.zeros(T, D)), "got (5, 12)"),
+        (
+            lambda: EncoderLayer(D, H, WIDE)(torch.zeros(B, T, D), torch.zeros(T, T)),
+            "mask must be boolean",
+        ),
+        (
+            lambda: EncoderLayer(D, H, WIDE)(
+                torch.zeros(B, T, D), torch.ones(T, S, dtype=torch.bool)
+            ),
+            "mask must",
+        ),
+        (
+            lambda: DecoderLayer(D, H, WIDE)(torch.zeros(B, T, D), torch.zeros(B, S, 11)),
+            "DecoderLayer: x and memory must have shape (batch, length, d_model = 12), "
+            "the same batch, got (2, 5, 12) and (2, 7, 11)",
+        ),
+        (
+            lambda: DecoderLayer(D, H, WIDE)(torch.zeros(B, T, D), torch.zeros(1, S, D)),
+            "the same batch, got (2, 5, 12) and (1, 7, 12)",
+        ),
+        (
+            lambda: EncoderLayer.from_torch(TORCH_DECODER),
+            "EncoderLayer.from_torch: layer must be an nn.TransformerEncoderLayer, "
+            "got TransformerDecoderLayer",
+        ),
+        (
+            lambda: DecoderLayer.from_torch(TORCH_ENCODER),
+            "must be an nn.TransformerDecoderLayer, got TransformerEncoderLayer",
+        ),
+        (
+            lambda: EncoderLayer.from_torch(
+                nn.TransformerEncoderLayer(D, H, activation=nn.GELU("tanh"), batch_first=True)
+            ),
+            "activation must compute one of ['relu', 'gelu', 'silu'], got GELU",
+        ),
+        (
+            lambda: DecoderLayer.from_torch(
+                nn.TransformerDecoderLayer(D, H, activation=odd_activation)
+            ),
+            "got <function odd_activation",
+        ),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_wanted_and_what_came(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

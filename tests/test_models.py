@@ -1,0 +1,640 @@
+"""The full model agrees with torch's, costs what it says, and refuses what it cannot do."""
+
+import copy
+import dataclasses
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from transformer_lib.attention import causal_mask, padding_mask
+from transformer_lib.layers import RMSNorm
+from transformer_lib.models import Cost, Transformer, TransformerConfig, cost
+from transformer_lib.testing import check_model
+
+B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can pass for another
+POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
+MODERN = {"norm": "pre", "norm_type": "rms", "activation": "swiglu", "n_kv_heads": 1, "bias": False}
+
+
+def small(**changes):
+    sizes = {"d_model": 24, "n_heads": 2, "d_ff": 37, "n_encoder_layers": 2, "n_decoder_layers": 3}
+    rest = {"vocab_size": V, "max_len": 11, "dropout": 0.0}
+    return TransformerConfig(**{**sizes, **rest, **changes})
+
+
+def build(seed=0, **changes):
+    torch.manual_seed(seed)
+    return Transformer(small(**changes)).double().eval()
+
+
+def draw(batch=B, s=S, t=T):
+    generator = torch.Generator().manual_seed(1)
+    tokens = (torch.randint(V, (batch, n), generator=generator) for n in (s, t))
+    return tuple(tokens)
+
+
+def n_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --- agreement ---------------------------------------------------------------------------------
+
+
+def torch_model(**options):
+    torch.manual_seed(2)
+    sizes = {"d_model": 24, "nhead": 2, "num_encoder_layers": 2, "num_decoder_layers": 3}
+    model = nn.Transformer(**sizes, dim_feedforward=37, batch_first=True, **options)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.double().eval(), nn.Embedding(V, 24).double()
+
+
+def torch_logits(model, embedding, table, source, target, visible=None):
+    embed = lambda tokens: embedding(tokens) * 24**0.5 + table[: tokens.shape[1]]  # noqa: E731
+    hide = None if visible is None else ~visible
+    masks = {"tgt_mask": ~causal_mask(target.shape[1]), "src_key_padding_mask": hide}
+    out = model(embed(source), embed(target), memory_key_padding_mask=hide, **masks)
+    return out @ embedding.weight.T
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_agrees_with_torch_after_from_torch(norm_first, activation, bias):
+    options = {"norm_first": norm_first, "activation": activation, "bias": bias}
+    theirs, embedding = torch_model(**options, layer_norm_eps=1e-2)
+    ours = Transformer.from_torch(theirs, embedding, max_len=11)
+    source, target = draw()
+    for visible in (None, torch.arange(S) < torch.tensor([[4], [S], [2]])):
+        mask = None if visible is None else visible[:, None, None]
+        expected = torch_logits(theirs, embedding, ours.positions.table, source, target, visible)
+        logits = ours(source, target, source_mask=mask)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+    assert not ours.training and ours.output.weight is ours.embedding.weight
+
+
+def test_from_torch_describes_what_it_copied():
+    theirs, embedding = torch_model(dropout=0.25)
+    ours = Transformer.from_torch(theirs.train(), embedding, max_len=13, positions="none")
+    rates = {"dropout": 0.25, "attention_dropout": 0.25}
+    expected = small(max_len=13, positions="none", final_norm=True, **rates)
+    assert ours.config == expected and ours.training and ours.positions is None
+    assert n_parameters(ours) == cost(expected).parameters
+    with torch.no_grad():
+        theirs.encoder.layers[0].linear1.weight.zero_()
+    assert ours.encoder[0].feed_forward.inner.weight.abs().sum() > 0  # copied, not shared
+
+
+def test_from_torch_without_final_norms():
+    theirs, embedding = torch_model()
+    theirs.encoder.norm = theirs.decoder.norm = None
+    ours = Transformer.from_torch(theirs, embedding)
+    assert isinstance(ours.decoder_norm, nn.Identity) and ours.config.final_norm is False
+    source, target = draw()
+    expected = torch_logits(theirs, embedding, ours.positions.table, source, target)
+    torch.testing.assert_close(ours(source, target), expected, rtol=0, atol=1e-10)
+
+
+def test_what_enters_the_first_layer_is_scaled_embedding_plus_position():
+    model, entered = build(), []
+    model.encoder[0].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    source, target = draw()
+    model(source, target)
+    expected = math.sqrt(24) * model.embedding.weight[source] + model.positions.table[:S].double()
+    torch.testing.assert_close(entered[0], expected, rtol=0, atol=0)
+
+
+def test_encode_then_decode_is_forward():
+    model, mask = build(), padding_mask(torch.tensor([4, 7, 2]))
+    source, target = draw()
+    memory = model.encode(source, mask)
+    both = model.decode(target, memory, mask)
+    torch.testing.assert_close(model(source, target, source_mask=mask), both, rtol=0, atol=0)
+
+
+# --- properties --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {**MODERN, "positions": "rotary"}], ids=["2017", "modern"])
+def test_passes_the_examination_of_chapter_00(options):
+    torch.manual_seed(0)
+    check_model(Transformer(small(**options)), vocab_size=V).raise_if_failed()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("options", [{}, MODERN, {"n_kv_heads": 1}], ids=["2017", "modern", "mqa"])
+def test_cached_equals_uncached_at_every_split(positions, options):
+    model, mask = build(positions=positions, **options), padding_mask(torch.tensor([4, 7, 2]))
+    source, target = draw()
+    with torch.no_grad():
+        memory = model.encode(source, mask)
+        whole = model.decode(target, memory, mask)
+        for cuts in itertools.chain(itertools.combinations(range(1, T), 1), [(1, 3), (1, 2, 3, 4)]):
+            cache, edges = model.make_cache(T), [0, *cuts, T]
+            pieces = [
+                model.decode(target[:, a:b], memory, mask, cache=cache)
+                for a, b in itertools.pairwise(edges)
+            ]
+            torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_future_stays_unseen_and_the_past_is_seen(positions):
+    model = build(positions=positions)
+    source, target = draw()
+    logits = model(source, target)
+    for t in range(T):
+        changed = target.clone()
+        changed[:, t] = (changed[:, t] + 1) % V
+        moved = (model(source, changed) - logits).abs().amax(dim=(0, 2))
+        assert (moved[:t] == 0).all() and (moved[t:] > 1e-6).all()
+
+
+def test_padding_changes_nothing_and_a_real_token_does():
+    model, lengths = build(), torch.tensor([4, 7, 2])
+    source, target = draw()
+    mask = padding_mask(lengths)
+    logits = model(source, target, source_mask=mask)
+    other = torch.where(mask[:, 0, 0], source, (source + 5) % V)
+    torch.testing.assert_close(model(other, target, source_mask=mask), logits, rtol=0, atol=0)
+    assert not torch.equal(other, source)
+    for b, n in enumerate(lengths.tolist()):
+        alone = model(source[b : b + 1, :n], target[b : b + 1])
+        torch.testing.assert_close(alone, logits[b : b + 1])
+        changed = source.clone()
+        changed[b, n - 1] = (changed[b, n - 1] + 1) % V
+        assert not torch.allclose(model(changed, target, source_mask=mask)[b], logits[b])
+
+
+def test_a_target_mask_hides_further_target_tokens():
+    model = build()
+    source, target = draw()
+    hidden = torch.ones(T, T, dtype=torch.bool)
+    hidden[2:, 1] = False
+    changed = target.clone()
+    changed[:, 1] = (changed[:, 1] + 1) % V
+    one, two = (model(source, tokens, target_mask=hidden) for tokens in (target, changed))
+    assert not torch.allclose(one[:, 1], two[:, 1])
+    torch.testing.assert_close(one[:, 2:], two[:, 2:], rtol=0, atol=0)
+
+
+def test_an_empty_batch_and_empty_sequences_are_legal():
+    model = build()
+    for batch, s, t in ((0, S, T), (B, 0, T), (B, S, 0), (B, 0, 0)):
+        logits = model(*draw(batch, s, t))
+        assert logits.shape == (batch, t, V) and logits.isfinite().all()
+    with torch.no_grad():
+        source, target = draw(s=0)
+        memory, cache = model.encode(source), model.make_cache()
+        pieces = [model.decode(target[:, t : t + 1], memory, cache=cache) for t in range(T)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(source, target))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_a_source_of_nothing_but_padding_has_finite_gradients():
+    model = build()
+    source, target = draw()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        model(source, target, source_mask=padding_mask(torch.tensor([0, 7, 2]), S)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+# --- state -------------------------------------------------------------------------------------
+
+
+def test_a_state_dict_makes_the_round_trip():
+    one, two = build(seed=0, positions="relative"), build(seed=1, positions="relative")
+    source, target = draw()
+    assert not torch.allclose(one(source, target), two(source, target))
+    two.load_state_dict(one.state_dict())
+    torch.testing.assert_close(one(source, target), two(source, target), rtol=0, atol=0)
+    assert two.output.weight is two.embedding.weight
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.to(torch.float32),
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        lambda m: m.half(),
+    ],
+    ids=["to", "deepcopy", "pickle", "half"],
+)
+def test_tied_weights_stay_tied(change):
+    model = change(build())
+    assert model.output.weight is model.embedding.weight
+    assert n_parameters(model) == cost(model.config).parameters
+    before = model.output.weight.clone()
+    loss = model(*draw()).float().logsumexp(dim=-1).mean()
+    loss.backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert model.output.weight is model.embedding.weight
+    assert not torch.equal(model.output.weight, before)
+
+
+def test_untied_weights_are_two():
+    model = build(tie_embeddings=False)
+    assert model.output.weight is not model.embedding.weight
+    assert not torch.equal(model.output.weight, model.embedding.weight)
+    assert model.output.weight.detach().std().item() == pytest.approx(
+        24**-0.5, rel=0.1
+    )  # 744 draws: 4 sigma
+
+
+def test_every_layer_has_its_own_weights():
+    model = build()
+    layers = [*model.encoder, *model.decoder]
+    weights = {layer.feed_forward.inner.weight.data_ptr() for layer in layers}
+    assert len(weights) == len(layers) == 5
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_hooks_fire_and_no_recurrence_or_convolution_hides_inside():
+    model, fired = build(), []
+    model.register_forward_hook(lambda *_: fired.append("forward"))
+    model.register_full_backward_hook(lambda *_: fired.append("backward"))
+    model(*draw()).sum().backward()
+    assert fired == ["forward", "backward"]
+    banned = (nn.RNNBase, nn.modules.conv._ConvNd)
+    assert not any(isinstance(module, banned) for module in model.modules())
+
+
+def test_evaluation_is_deterministic_and_training_is_not():
+    source, target = draw()
+    for options in ({"dropout": 0.5}, {"attention_dropout": 0.5}):
+        model = build(**options)
+        assert torch.equal(model(source, target), model(source, target))
+        model.train()
+        assert not torch.equal(model(source, target), model(source, target))
+
+
+def test_dropout_falls_on_sums_of_embedding_and_position():
+    model, entered = build(dropout=0.5).train(), []
+    model.encoder[0].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    torch.manual_seed(0)
+    model(*draw(batch=50))
+    dropped = (entered[0] == 0).double().mean().item()
+    assert dropped == pytest.approx(0.5, abs=0.03)  # 8,400 coins: beyond 5 sigma
+
+
+# --- birth and learning ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_newborn_untied_model_loses_half_a_nat_above_ln_v(norm):
+    torch.manual_seed(0)
+    model = Transformer(small(d_model=96, tie_embeddings=False, final_norm=True, norm=norm))
+    source, target = draw(batch=100)
+    labels = torch.randint(V, (100, T), generator=torch.Generator().manual_seed(3))
+    loss = F.cross_entropy(model(source, target).flatten(0, 1), labels.flatten()).item()
+    assert loss - math.log(V) == pytest.approx(0.5, abs=0.25)  # std 1 would lose about 50
+
+
+def test_a_newborn_tied_model_is_neither_certain_nor_clairvoyant():
+    torch.manual_seed(0)
+    model = Transformer(small(d_model=96))
+    source, target = draw(batch=100)
+    labels = torch.randint(V, (100, T), generator=torch.Generator().manual_seed(3))
+    loss = F.cross_entropy(model(source, target).flatten(0, 1), labels.flatten()).item()
+    assert 0 < loss - math.log(V) < 1.5
+    assert model.embedding.weight.detach().std().item() == pytest.approx(96**-0.5, rel=0.05)
+
+
+def test_it_can_learn_one_batch_by_heart():
+    model = Transformer(small()).train()  # a smoke test: most faults survive it
+    source, target = draw()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        logits = model(source, target[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def test_a_config_is_frozen_hashable_and_replaceable():
+    config = small()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.d_model = 48
+    assert {config: 1}[small()] == 1 and config != small(d_ff=41)
+    assert dataclasses.replace(config, n_heads=3).d_head == 8
+    assert config.kv_heads == 2 and small(n_kv_heads=1).kv_heads == 1
+
+
+def test_final_norms_come_with_pre_norm_unless_told():
+    kinds = {
+        (norm, final): type(build(norm=norm, final_norm=final).encoder_norm)
+        for norm in ("post", "pre")
+        for final in (None, True, False)
+    }
+    assert kinds[("pre", None)] is kinds[("pre", True)] is kinds[("post", True)] is nn.LayerNorm
+    assert kinds[("post", None)] is kinds[("pre", False)] is kinds[("post", False)] is nn.Identity
+    assert type(build(norm="pre", norm_type="rms").decoder_norm) is RMSNorm
+
+
+PAPER = {  # Vaswani et al. (2017), Table 3, parameters in millions, with V = 41,000
+    65: {},
+    36: {"n_encoder_layers": 2, "n_decoder_layers": 2},
+    50: {"n_encoder_layers": 4, "n_decoder_layers": 4},
+    80: {"n_encoder_layers": 8, "n_decoder_layers": 8},
+    28: {"d_model": 256},
+    168: {"d_model": 1024},
+    53: {"d_ff": 1024},
+    90: {"d_ff": 4096},
+}
+
+
+@pytest.mark.parametrize("millions", PAPER)
+def test_one_vocabulary_reproduces_eight_rows_of_table_3(millions):
+    assert (
+        round(cost(TransformerConfig.base(41_000, **PAPER[millions])).parameters / 1e6) == millions
+    )
+
+
+def test_the_presets_are_those_of_the_paper():
+    base, big = TransformerConfig.base(), TransformerConfig.big()
+    sizes = ("vocab_size", "d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers")
+    assert [getattr(base, name) for name in sizes] == [37_000, 512, 8, 2048, 6, 6]
+    assert [getattr(big, name) for name in sizes] == [37_000, 1024, 16, 4096, 6, 6]
+    assert (base.d_head, big.d_head, base.dropout, big.dropout) == (64, 64, 0.1, 0.3)
+    for config in (base, big):
+        assert (config.norm, config.positions, config.activation) == ("post", "sinusoidal", "relu")
+        assert config.tie_embeddings and config.attention_dropout == 0 and not config.has_final_norm
+    assert cost(base).parameters == 63_082_496 and cost(big).parameters == 214_245_376
+    assert round(cost(TransformerConfig.big(36_000)).parameters / 1e6) == 213
+    assert (
+        TransformerConfig.tiny(V, d_ff=41).d_ff == 41
+        and TransformerConfig.base(V, norm="pre").norm == "pre"
+    )
+
+
+@pytest.mark.parametrize("config", [TransformerConfig.base(), TransformerConfig.big()])
+def test_the_presets_are_counted_exactly(config):
+    with torch.device("meta"):
+        assert n_parameters(Transformer(config)) == cost(config).parameters
+
+
+CHANGES = {
+    "vocab_size": 37, "d_model": 28, "n_heads": 4, "d_ff": 41, "n_encoder_layers": 3,
+    "n_decoder_layers": 2, "max_len": 13, "positions": "relative", "norm": "pre",
+    "norm_type": "rms", "activation": "gelu", "n_kv_heads": 1, "bias": False,
+    "final_norm": True, "tie_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_changes_the_model(field):
+    before, after = small(), dataclasses.replace(small(), **{field: CHANGES[field]})
+    assert cost(after).parameters == n_parameters(Transformer(after))
+    if field in ("n_heads", "activation"):  # no parameter more or less, but another function
+        assert cost(after).parameters == cost(before).parameters
+        one, two = (
+            build(**({} if config is before else {field: CHANGES[field]}))
+            for config in (before, after)
+        )
+        two.load_state_dict(one.state_dict())
+        assert not torch.allclose(one(*draw()), two(*draw()))
+    elif field == "max_len":
+        assert Transformer(before).positions.table.shape[0] == 11
+        assert Transformer(after).positions.table.shape[0] == 13
+    else:
+        assert cost(after).parameters != cost(before).parameters
+
+
+def test_relative_buckets_look_both_ways_in_the_encoder_only():
+    model = build(positions="relative")
+    assert all(layer.attention.positions.bidirectional for layer in model.encoder)
+    assert not any(layer.self_attention.positions.bidirectional for layer in model.decoder)
+    assert model.encoder[0].attention.positions is model.encoder[1].attention.positions
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+COSTED = [
+    dict(
+        zip(
+            (
+                "positions",
+                "activation",
+                "norm",
+                "norm_type",
+                "n_kv_heads",
+                "bias",
+                "tie_embeddings",
+            ),
+            row,
+            strict=True,
+        )
+    )
+    for i, row in enumerate(
+        itertools.product(
+            POSITIONS,
+            ("relu", "gelu", "silu", "swiglu", "geglu"),
+            ("post", "pre"),
+            ("layer", "rms"),
+            (None, 1),
+            (True, False),
+            (True, False),
+        )  # fmt: skip
+    )
+    if i % 31 == 0  # a prime that divides no factor: every value meets many others
+]
+
+
+@pytest.mark.parametrize(
+    "options", COSTED, ids=lambda options: "-".join(map(str, options.values()))
+)
+def test_parameters_and_flops_equal_what_torch_counts(options):
+    model, (source, target) = Transformer(small(**options)), draw()
+    expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
+    assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
+    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused kernel
+        with FlopCounterMode(display=False) as forward:
+            logits = model(source, target)
+        with FlopCounterMode(display=False) as backward:
+            logits.sum().backward()
+    assert expected.forward_flops == forward.get_total_flops()
+    assert expected.training_flops == forward.get_total_flops() + backward.get_total_flops()
+
+
+def test_the_parts_of_the_work_equal_what_torch_counts_in_them():
+    model, (source, target) = Transformer(small(n_kv_heads=1, activation="geglu")), draw()
+    expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(source, target)
+    counts = {name: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+    total = lambda *ends: sum(n for name, n in counts.items() if name.endswith(ends))  # noqa: E731
+    assert expected.feed_forward_flops == total(".feed_forward")
+    assert expected.logit_flops == total("Transformer.output")
+    assert expected.projection_flops + expected.attention_flops == total(
+        *(f".{kind}attention" for kind in ("", "self_", "cross_"))
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, MODERN])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_cache_bytes_equal_the_size_of_its_tensors(options, dtype):
+    model, (source, target) = Transformer(small(**options)).to(dtype).eval(), draw()
+    with torch.no_grad():
+        cache = model.make_cache(T)
+        model.decode(target, model.encode(source), cache=cache)
+    expected = cost(
+        model.config, batch_size=B, source_len=S, target_len=T, bytes_per_number=dtype.itemsize
+    )
+    assert expected.cache_bytes == sum(part.n_bytes for layer in cache for part in layer)
+    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_the_cache_defaults_to_max_len():
+    with torch.no_grad():
+        model = build()
+        memory, cache = model.encode(draw()[0]), model.make_cache()
+        for _ in range(11):
+            model.decode(torch.zeros(B, 1, dtype=torch.int64), memory, cache=cache)
+    assert all(
+        layer.self_attention.length == 11 and layer.cross_attention.length == S for layer in cache
+    )
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_heads": 5}, "d_model must be a multiple of n_heads = 5, got 24"),
+        ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must be a divisor of n_heads = 4, got 3"),
+        ({"n_kv_heads": 0}, "n_kv_heads must be a divisor of n_heads = 2, got 0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
+        ({"attention_dropout": -0.1}, "attention_dropout must be at least 0 and below 1, got -0.1"),
+        ({"positions": "sine"}, r"positions must be one of \('sinusoidal', .*'none'\), got 'sine'"),
+        ({"norm": "middle"}, r"norm must be one of \('post', 'pre'\), got 'middle'"),
+        ({"norm_type": "batch"}, r"norm_type must be one of \('layer', 'rms'\), got 'batch'"),
+        ({"activation": "tanh"}, "activation must be one of .*'geglu'.*, got 'tanh'"),
+        ({"d_model": 25, "n_heads": 5}, "d_model must be even for sinusoidal positions, got 25"),
+        ({"d_model": 6, "positions": "rotary"}, "d_head must be even for rotary positions, got 3"),
+        ({"n_encoder_layers": 0}, "n_encoder_layers must be an integer of at least 1, got 0"),
+        ({"d_ff": 2.5}, "d_ff must be an integer of at least 1, got 2.5"),
+        ({"max_len": -1}, "max_len must be an integer of at least 1, got -1"),
+    ],
+)
+def test_impossible_configs_are_refused(changes, message):
+    with pytest.raises(ValueError, match=f"TransformerConfig: {message}"):
+        small(**changes)
+
+
+LONG = torch.zeros(1, 12, dtype=torch.int64)
+SHORT = torch.zeros(1, 2, dtype=torch.int64)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (SHORT + V, SHORT, "source tokens must lie in 0 to vocab_size - 1 = 30, got 31 to 31"),
+        (SHORT, SHORT - 1, "target tokens must lie in 0 to vocab_size - 1 = 30, got -1 to -1"),
+        (
+            SHORT.float(),
+            SHORT,
+            r"source must be \(B, length\) int32 or int64, got \(1, 2\) of torch.float32",
+        ),
+        (
+            SHORT,
+            SHORT.bool(),
+            r"target must be \(B, length\) int32 or int64, got \(1, 2\) of torch.bool",
+        ),
+        (
+            SHORT[0],
+            SHORT,
+            r"source must be \(B, length\) int32 or int64, got \(2,\) of torch.int64",
+        ),
+        (LONG, SHORT, "max_len - 1 = 10, got 0 to 11"),
+        (SHORT, LONG, "max_len - 1 = 10, got 0 to 11"),
+        (SHORT, SHORT.repeat(3, 1), r"\(3, 2.*\(1, 2"),
+    ],
+)
+def test_bad_tokens_are_refused(source, target, message):
+    with pytest.raises(ValueError, match=message):
+        build()(source, target)
+
+
+def test_int32_tokens_are_as_good_as_int64():
+    source, target = draw()
+    model = build()
+    torch.testing.assert_close(
+        model(source.int(), target.int()), model(source, target), rtol=0, atol=0
+    )
+
+
+@pytest.mark.bad_input
+def test_caches_that_do_not_fit_are_refused():
+    model, (source, target) = build(), draw()
+    with torch.no_grad():
+        memory = model.encode(source)
+        with pytest.raises(ValueError, match="one entry for each of 3 layers, got 2"):
+            model.decode(target, memory, cache=model.make_cache()[:2])
+        with pytest.raises(ValueError, match="one entry for each of 3 layers, got 0"):
+            model.decode(target, memory, cache=[])
+        with pytest.raises(ValueError, match="max_len"):
+            model.decode(target, memory, cache=model.make_cache(T - 1))
+        cache = model.make_cache(50)
+        model.decode(LONG[:, :11].repeat(B, 1), memory, cache=cache)
+        with pytest.raises(ValueError, match="max_len - 1 = 10, got 11 to 11"):
+            model.decode(LONG[:, :1].repeat(B, 1), memory, cache=cache)
+        assert cache[0].self_attention.length == 11  # a refused call leaves the cache as it was
+    with pytest.raises(ValueError, match="no_grad"):
+        model.decode(target, model.encode(source), cache=model.make_cache())
+
+
+@pytest.mark.bad_input
+def test_masks_that_are_not_boolean_or_do_not_fit_are_refused():
+    model, (source, target) = build(), draw()
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        model(source, target, source_mask=torch.ones(S))
+    with pytest.raises(ValueError, match="mask must have shape"):
+        model(source, target, source_mask=torch.ones(B, S, dtype=torch.bool))
+
+
+@pytest.mark.bad_input
+def test_torch_models_without_a_counterpart_are_refused():
+    theirs, embedding = torch_model()
+    with pytest.raises(ValueError, match="embedding must have width d_model = 24, got 23"):
+        Transformer.from_torch(theirs, nn.Embedding(V, 23))
+    with pytest.raises(ValueError, match="positions must be one of .*, got 'rotary'"):
+        Transformer.from_torch(theirs, embedding, positions="rotary")
+    theirs.encoder.norm = None
+    with pytest.raises(ValueError, match="both stacks or neither end in a norm"):
+        Transformer.from_torch(theirs, embedding)
+    theirs.encoder = nn.Identity()
+    with pytest.raises(ValueError, match="layers must be torch's own, got .*Identity"):
+        Transformer.from_torch(theirs, embedding)
+    mixed, _ = torch_model()
+    mixed.decoder.layers[1].norm_first = True
+    with pytest.raises(ValueError, match="layers must be alike"):
+        Transformer.from_torch(mixed, embedding)
+
+
+@pytest.mark.bad_input
+def test_negative_costs_are_refused():
+    with pytest.raises(ValueError, match="must not be negative, got 1, -7, 1 and 4"):
+        cost(small(), source_len=-7)
+
+
+def test_nothing_costs_nothing_but_parameters():
+    nothing = cost(small(), batch_size=0)
+    assert nothing.forward_flops == nothing.cache_bytes == 0 < nothing.parameters

@@ -1,0 +1,741 @@
+"""Many heads: agree with loops and with torch, cached or not, watched or not; refuse bad input."""
+
+import copy
+import math
+import pickle
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from transformer_lib.attention import causal_mask, padding_mask
+from transformer_lib.multihead import KVCache, MultiHeadAttention, PositionScheme, recording
+from transformer_lib.testing import check_attention
+
+B, T, S, H, K = 2, 5, 7, 6, 3  # with D = 18: axes that could be confused have different sizes
+D = H * K
+GROUPS = pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layer(n_kv_heads=H, seed=3, **options):
+    """A layer in float64 and evaluation mode whose biases are not zero."""
+    attention = MultiHeadAttention(D, H, n_kv_heads=n_kv_heads, **options).double().eval()
+    for i, (name, parameter) in enumerate(attention.named_parameters()):
+        if not name.startswith("positions"):
+            scale = 1.0 if parameter.dim() == 1 else 1.5 / math.sqrt(D)
+            parameter.data.copy_(scale * normal(*parameter.shape, seed=seed + i))
+    return attention
+
+
+def slowly(attention, query, key, value, visible):
+    """One head, one query and one key at a time, reading weights row by row."""
+    size, width = attention.n_heads // attention.n_kv_heads, attention.d_head
+    w, b = attention.in_proj.weight, attention.in_proj.bias
+    out = torch.zeros(len(query), query.shape[1], attention.d_model, dtype=query.dtype)
+    for h in range(attention.n_heads):
+        g = h // size
+        start = [h * width, D + g * width, D + (attention.n_kv_heads + g) * width]
+        q, k, v = (
+            x @ w[i : i + width].T + (0 if b is None else b[i : i + width])
+            for x, i in zip((query, key, value), start, strict=True)
+        )
+        for n in range(len(query)):
+            for t in range(query.shape[1]):
+                seen = [s for s in range(key.shape[1]) if visible[n, h, t, s]]
+                match = [math.exp(q[n, t] @ k[n, s] / math.sqrt(width)) for s in seen]
+                for m, s in zip(match, seen, strict=True):
+                    out[n, t, h * width : (h + 1) * width] += m / sum(match) * v[n, s]
+    out = out @ attention.out_proj.weight.T
+    return out if attention.out_proj.bias is None else out + attention.out_proj.bias
+
+
+@pytest.fixture
+def mask():
+    mask = torch.rand(B, H, T, S, generator=torch.Generator().manual_seed(2)) > 0.4
+    mask[0, :, 2] = False
+    return mask
+
+
+# agreement
+
+
+@GROUPS
+@torch.no_grad()
+def test_cross_attention_agrees_with_loops_under_a_mask_for_every_head(n_kv_heads, mask):
+    attention, query = layer(n_kv_heads), normal(B, T, D)
+    key, value = normal(B, S, D, seed=1), normal(B, S, D, seed=2)
+    expected = slowly(attention, query, key, value, mask)
+    torch.testing.assert_close(attention(query, key, value, mask), expected)
+    expected = slowly(attention, query, key, key, mask)
+    torch.testing.assert_close(attention(query, key, mask=mask), expected)
+
+
+@GROUPS
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_self_attention_agrees_with_loops_with_and_without_biases(n_kv_heads, bias):
+    attention, x = layer(n_kv_heads, bias=bias), normal(B, T, D)
+    visible = causal_mask(T).expand(B, H, T, T)
+    expected = slowly(attention, x, x, x, visible)
+    torch.testing.assert_close(attention(x, causal=True), expected)
+    torch.testing.assert_close(attention(x, x, x, causal=True), expected)
+
+
+@pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
+@pytest.mark.parametrize("masked", ["no", "keys", "queries", "heads", "two axes"])
+@torch.no_grad()
+def test_a_single_query_agrees_with_loops_whatever_the_shape_of_the_mask(n_kv_heads, masked):
+    attention, query, key = layer(n_kv_heads), normal(B, 1, D), normal(B, S, D, seed=1)
+    draw = torch.rand(B, H, 1, S, generator=torch.Generator().manual_seed(4)) > 0.4
+    draw[0, :, :, :] = False  # nothing to see for the first of the batch
+    mask = {
+        "no": None,
+        "keys": draw[:, :1],
+        "queries": draw[1:, :1],
+        "heads": draw[1:],
+        "two axes": draw[1, 0],
+    }[masked]
+    visible = torch.ones(B, H, 1, S, dtype=torch.bool) if mask is None else mask.expand(B, H, 1, S)
+    expected = slowly(attention, query, key, key, visible)
+    torch.testing.assert_close(attention(query, key, mask=mask), expected)
+    torch.testing.assert_close(attention(query, key, mask=mask, causal=True), expected)
+
+
+@pytest.mark.parametrize("n_kv_heads", [6, 3, 1])
+def test_the_conformance_kit_finds_nothing(n_kv_heads):
+    attention = layer(n_kv_heads).float()
+    check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
+
+
+def test_without_biases_the_conformance_kit_finds_nothing_either():
+    attention = layer(2, bias=False).float()
+    check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
+
+
+# torch
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_outputs_agree_with_torch_in_float64_with_masks_turned_over(bias):
+    theirs = nn.MultiheadAttention(D, H, bias=bias, batch_first=True).double().eval()
+    if bias:
+        theirs.in_proj_bias.copy_(normal(3 * D, seed=8))
+        theirs.out_proj.bias.copy_(normal(D, seed=9))
+    ours, query, key, value = (
+        MultiHeadAttention.from_torch(theirs),
+        normal(B, T, D),
+        normal(B, S, D, seed=1),
+        normal(B, S, D, seed=2),
+    )
+    assert ours.in_proj.weight.dtype == torch.float64 and not ours.training
+    tolerance = {"rtol": 0, "atol": 1e-12}
+    mask = torch.rand(T, S, generator=torch.Generator().manual_seed(5)) > 0.3
+    mask[:, 0] = True
+    expected, weights = theirs(query, key, value, attn_mask=~mask, average_attn_weights=False)
+    torch.testing.assert_close(ours(query, key, value, mask), expected, **tolerance)
+    with recording(ours) as seen:
+        ours(query, key, value, mask)
+    torch.testing.assert_close(seen[""], weights, **tolerance)
+    lengths = torch.tensor([3, S])
+    padding = torch.arange(S) >= lengths[:, None]
+    expected = theirs(query, key, value, key_padding_mask=padding, need_weights=False)[0]
+    ours_padded = ours(query, key, value, padding_mask(lengths, S))
+    torch.testing.assert_close(ours_padded, expected, **tolerance)
+    expected = theirs(query, query, query, attn_mask=~causal_mask(T), need_weights=False)[0]
+    torch.testing.assert_close(ours(query, causal=True), expected, **tolerance)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_round_trip_is_exact_and_carries_options(bias, batch_first):
+    theirs = nn.MultiheadAttention(D, H, dropout=0.25, bias=bias, batch_first=batch_first)
+    theirs = theirs.half().train()
+    ours = MultiHeadAttention.from_torch(theirs)
+    back = ours.to_torch()
+    assert ours.dropout == back.dropout == 0.25 and ours.training and back.training
+    assert back.batch_first and not ours.eval().to_torch().training
+    assert {n: x.dtype for n, x in back.state_dict().items()} == {
+        n: x.dtype for n, x in theirs.state_dict().items()
+    }
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name])
+
+
+def test_a_copy_shares_no_memory_with_the_original():
+    theirs = nn.MultiheadAttention(D, H)
+    ours = MultiHeadAttention.from_torch(theirs)
+    pointers = {
+        p.data_ptr() for module in (theirs, ours, ours.to_torch()) for p in module.parameters()
+    }
+    assert len(pointers) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kdim": 5}, "got 5, 18, 18, False and False"),
+        ({"vdim": 5}, "got 18, 5, 18, False and False"),
+        ({"add_bias_kv": True}, "got 18, 18, 18, True and False"),
+        ({"add_zero_attn": True}, "got 18, 18, 18, False and True"),
+    ],
+)
+def test_a_torch_module_without_counterpart_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention.from_torch(nn.MultiheadAttention(D, H, **options))
+
+
+def test_a_layer_that_torch_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="got 2, 6 and None"):
+        MultiHeadAttention(D, H, n_kv_heads=2).to_torch()
+    with pytest.raises(ValueError, match=r"got 6, 6 and PositionScheme\(\)"):
+        MultiHeadAttention(D, H, positions=PositionScheme()).to_torch()
+
+
+# structure
+
+
+def test_parameters_are_those_of_the_formula():
+    for n_kv_heads in (6, 3, 2, 1):
+        shared = n_kv_heads * K
+        for bias in (True, False):
+            attention = MultiHeadAttention(D, H, n_kv_heads=n_kv_heads, bias=bias)
+            expected = 2 * D * D + 2 * D * shared + bias * (2 * D + 2 * shared)
+            assert sum(p.numel() for p in attention.parameters()) == expected
+
+
+def test_each_projection_starts_within_its_own_glorot_bound_and_biases_at_zero():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(60, 4, n_kv_heads=1)
+    query, key, value = attention.in_proj.weight.split([60, 15, 15])
+    for weight in (query, key, value, attention.out_proj.weight):
+        bound = math.sqrt(6 / sum(weight.shape))
+        assert 0.97 * bound < weight.abs().max() <= bound  # misses with chance 0.97**900 < 1e-11
+    assert not attention.in_proj.bias.any() and not attention.out_proj.bias.any()
+
+
+@GROUPS
+@torch.no_grad()
+def test_a_head_adds_its_own_term_and_no_other(n_kv_heads):
+    attention, x = layer(n_kv_heads), normal(B, T, D)
+    full, h = attention(x, causal=True), 4
+    rows = slice(h * K, (h + 1) * K)
+    changed = copy.deepcopy(attention)
+    changed.in_proj.weight[rows] += 1.0  # another query for head 4 alone
+    with recording(changed) as after, recording(attention) as before:
+        difference = changed(x, causal=True) - full
+        attention(x, causal=True)
+    same = [i for i in range(H) if torch.equal(before[""][:, i], after[""][:, i])]
+    assert same == [0, 1, 2, 3, 5]
+    changed.out_proj.weight[:, rows] = attention.out_proj.weight[:, rows] = 0.0
+    torch.testing.assert_close(changed(x, causal=True), attention(x, causal=True))
+    assert difference.abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_shuffled_positions_give_shuffled_outputs():
+    attention, x, order = layer(2), normal(B, T, D), torch.tensor([3, 0, 4, 1, 2])
+    torch.testing.assert_close(attention(x[:, order]), attention(x)[:, order])
+
+
+@torch.no_grad()
+def test_a_query_that_sees_nothing_gets_the_bias_of_the_output(mask):
+    attention = layer(3)
+    out = attention(normal(B, T, D), normal(B, S, D, seed=1), mask=mask)
+    assert torch.equal(out[0, 2], attention.out_proj.bias)
+    with recording(attention) as seen:
+        out = attention(normal(B, T, D), normal(B, S, D, seed=1), mask=mask)
+    assert torch.equal(out[0, 2], attention.out_proj.bias) and not seen[""][0, :, 2].any()
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_gradients_are_finite_with_empty_rows_and_agree_watched_or_not(mask):
+    attention, inputs = layer(3), [normal(B, n, D, seed=n).requires_grad_() for n in (T, S)]
+    wanted = [*inputs, *attention.parameters()]
+    with torch.autograd.detect_anomaly(check_nan=True):
+        fused = torch.autograd.grad(attention(*inputs, mask=mask).sin().sum(), wanted)
+    with recording(attention):
+        explicit = torch.autograd.grad(attention(*inputs, mask=mask).sin().sum(), wanted)
+    for ours, theirs in zip(fused, explicit, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("n_queries", [3, 1])
+def test_gradcheck_through_shared_heads(n_queries):
+    attention = MultiHeadAttention(4, 4, n_kv_heads=2).double()
+    inputs = [normal(1, n, 4, seed=n).requires_grad_() for n in (n_queries, 3)]
+    assert torch.autograd.gradcheck(lambda q, k: attention(q, k), inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@GROUPS
+@torch.no_grad()
+def test_half_precision_stays_close_and_keeps_its_dtype(dtype, n_kv_heads, mask):
+    attention, query, key = layer(n_kv_heads), normal(B, T, D), normal(B, S, D, seed=1)
+    for q, m in ((query, mask), (query[:, :1], mask[:, :1, :1])):
+        expected = attention(q, key, mask=m)
+        half = copy.deepcopy(attention).to(dtype)(q.to(dtype), key.to(dtype), mask=m)
+        assert half.dtype == dtype
+        torch.testing.assert_close(
+            half.double(), expected, rtol=0, atol=16 * torch.finfo(dtype).eps
+        )
+
+
+@GROUPS
+def test_empty_sizes_have_defined_results(n_kv_heads):
+    attention = layer(n_kv_heads)
+    assert attention(normal(0, T, D)).shape == (0, T, D)
+    assert attention(normal(0, 1, D)).shape == (0, 1, D)
+    assert attention(normal(B, 0, D)).shape == (B, 0, D)
+    assert attention(normal(B, 0, D), normal(B, S, D)).shape == (B, 0, D)
+    for n_queries in (1, T):
+        nothing = attention(normal(B, n_queries, D), normal(B, 0, D))
+        assert torch.equal(nothing, attention.out_proj.bias.expand(B, n_queries, D))
+
+
+def test_inputs_stay_unchanged(mask):
+    attention, inputs = layer(2), [normal(B, T, D), normal(B, S, D), normal(B, S, D), mask]
+    copies = [x.clone() for x in inputs]
+    attention(*inputs)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+def test_dropout_acts_in_training_alone_and_keeps_the_mean():
+    attention, x = layer(2, dropout=0.5), normal(B, T, D)
+    plain = layer(2)
+    assert torch.equal(attention(x), plain(x))
+    torch.manual_seed(0)
+    attention.train()
+    many = attention(x[:1].expand(4000, T, D)).detach()
+    assert many.std(0).max() > 0.01
+    # the mean of 4000 draws lies within 6 standard errors but for a chance below 1e-6
+    error = (many.mean(0) - plain(x[:1])[0]).abs() / (many.std(0) / math.sqrt(4000))
+    assert error.max() < 6
+    torch.manual_seed(0)
+    one = attention(x[:, :1], x).detach()
+    assert not torch.equal(one, plain(x[:, :1], x))
+
+
+def test_state_survives_a_round_trip_and_holds_only_two_projections():
+    attention, other = layer(2), MultiHeadAttention(D, H, n_kv_heads=2).double().eval()
+    names = ["in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"]
+    assert list(attention.state_dict()) == names
+    other.load_state_dict(attention.state_dict())
+    x = normal(B, T, D)
+    assert torch.equal(other(x), attention(x))
+    assert torch.equal(pickle.loads(pickle.dumps(attention))(x), attention(x))
+
+
+# positions
+
+
+class Turning(PositionScheme):
+    """Turn the features of each head, taken as one plane and the rest, by the position."""
+
+    def rotate(self, x, first=0):
+        angle = torch.arange(first, first + x.shape[-2], dtype=x.dtype)
+        left, right, rest = x[..., 0], x[..., 1], x[..., 2:]
+        cos, sin = angle.cos(), angle.sin()
+        turned = torch.stack([left * cos - right * sin, right * cos + left * sin], dim=-1)
+        return torch.cat([turned, rest], dim=-1)
+
+
+class Sloping(PositionScheme):
+    """Lower scores with distance, each head by another slope."""
+
+    def bias(self, n_queries, n_keys):
+        query = torch.arange(n_keys - n_queries, n_keys)[:, None]
+        distance = (query - torch.arange(n_keys)).abs()
+        return -torch.arange(1.0, H + 1)[:, None, None] * distance / 3
+
+
+@GROUPS
+@pytest.mark.parametrize("scheme", [Turning, Sloping])
+@torch.no_grad()
+def test_a_position_scheme_breaks_the_symmetry_and_is_the_same_watched(n_kv_heads, scheme):
+    attention, x, order = layer(n_kv_heads, positions=scheme()), normal(B, T, D), [3, 0, 4, 1, 2]
+    out = attention(x)
+    assert (attention(x[:, order]) - out[:, order]).abs().max() > 1e-3
+    with recording(attention) as seen:
+        torch.testing.assert_close(attention(x), out)
+    assert seen[""].shape == (B, H, T, T)
+
+
+@torch.no_grad()
+def test_turning_depends_on_distance_alone_and_bias_reaches_the_right_head():
+    attention = layer(2, positions=Turning())
+    x = normal(1, 1, D).expand(1, T, D).contiguous()
+    with recording(attention) as seen:
+        attention(x)
+    logits = seen[""][0].log()
+    logits = logits - logits[:, :, :1]  # relative to key 0
+    step = logits[:, :, 1:] - logits[:, :, :-1]
+    torch.testing.assert_close(step[:, 1:, 1:], step[:, :-1, :-1])
+    assert (step[:, 0, 0] - step[:, 1, 0]).abs().min() > 1e-3  # and on distance indeed
+    attention = layer(3, positions=Sloping())
+    attention.in_proj.weight.zero_()
+    attention.in_proj.bias.zero_()
+    with recording(attention) as seen:
+        attention(normal(B, T, D))
+    expected = Sloping().bias(T, T).softmax(-1).double().expand(B, H, T, T)
+    torch.testing.assert_close(seen[""], expected, rtol=1e-6, atol=1e-6)  # the bias is float32
+
+
+# the cache
+
+
+def pieces(n):
+    return [[n]] + [[i, *rest] for i in range(1, n) for rest in pieces(n - i)]
+
+
+@GROUPS
+@pytest.mark.parametrize("positions", [None, Turning, Sloping])
+@torch.no_grad()
+def test_a_cache_changes_nothing_at_any_split(n_kv_heads, positions):
+    attention = layer(n_kv_heads, positions=None if positions is None else positions())
+    x = normal(B, 6, D)
+    expected = attention(x, causal=True)
+    for sizes in pieces(6):
+        cache = KVCache(max_len=9)
+        parts = [attention(part, causal=True, cache=cache) for part in x.split(sizes, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected)
+        assert cache.length == 6 and cache.max_len == 9
+
+
+@torch.no_grad()
+def test_a_cache_works_under_a_padding_mask_and_while_watched():
+    attention, x = layer(2), normal(B, 6, D)
+    visible = torch.ones(B, 1, 1, 6, dtype=torch.bool)
+    visible[0, ..., :2] = False  # padded on the left
+    expected = attention(x, mask=visible, causal=True)
+    for watched in (False, True):
+        cache, parts, seen = KVCache(6), [], {}
+        for t in range(6):
+            step = {"mask": visible[..., : t + 1], "cache": cache}
+            if watched:
+                with recording(attention) as seen:
+                    parts.append(attention(x[:, t : t + 1], **step))
+            else:
+                parts.append(attention(x[:, t : t + 1], **step))
+        torch.testing.assert_close(torch.cat(parts, dim=1), expected)
+    assert seen[""].shape == (B, H, 1, 6)
+
+
+@GROUPS
+@torch.no_grad()
+def test_a_cross_cache_is_filled_once_and_then_used(n_kv_heads):
+    attention, query = layer(n_kv_heads), normal(B, T, D)
+    key, value = normal(B, S, D, seed=1), normal(B, S, D, seed=2)
+    for given in (None, value):
+        cache, expected = KVCache(), attention(query, key, given)
+        first = attention(query[:, :2], key, given, cache=cache)
+        assert cache.length == cache.max_len == S
+        other = torch.full_like(key, math.nan)  # would show at once if it were projected again
+        rest = [attention(query[:, t : t + 1], other, other, cache=cache) for t in range(2, T)]
+        torch.testing.assert_close(torch.cat([first, *rest], dim=1), expected)
+        assert cache.length == S
+
+
+@GROUPS
+@torch.no_grad()
+def test_cache_bytes_are_those_of_the_formula(n_kv_heads):
+    for dtype, size in ((torch.float64, 8), (torch.float32, 4), (torch.float16, 2)):
+        cache = KVCache(max_len=11)
+        assert cache.n_bytes == 0 and cache.length == 0
+        layer(n_kv_heads).to(dtype)(normal(B, 3, D).to(dtype), cache=cache)
+        assert cache.n_bytes == 2 * B * n_kv_heads * 11 * K * size
+        assert repr(cache) == f"KVCache(length=3, max_len=11, n_bytes={cache.n_bytes})"
+
+
+@torch.no_grad()
+def test_a_cache_never_moves_once_it_has_its_room():
+    cache = KVCache(max_len=5)
+    first, _ = cache.append(normal(B, 2, 3, K), normal(B, 2, 3, K, seed=1))
+    kept = first.clone()
+    keys, values = cache.append(normal(B, 2, 2, K, seed=2), normal(B, 2, 2, K, seed=3))
+    assert keys.data_ptr() == first.data_ptr() and torch.equal(keys[:, :, :3], kept)
+    assert torch.equal(keys[:, :, 3:], normal(B, 2, 2, K, seed=2))
+    assert torch.equal(values[:, :, 3:], normal(B, 2, 2, K, seed=3))
+    assert torch.equal(values[:, :, :3], normal(B, 2, 3, K, seed=1))
+    assert torch.equal(cache.stored()[0], keys) and torch.equal(cache.stored()[1], values)
+
+
+def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
+    cache, pair = KVCache(max_len=4), [normal(B, 2, 3, K), normal(B, 2, 3, K)]
+    with pytest.raises(ValueError, match="got an empty cache"):
+        cache.stored()
+    cache.append(*pair)
+    with pytest.raises(ValueError, match="max_len = 4 positions fit, got 5"):
+        cache.append(normal(B, 2, 2, K), normal(B, 2, 2, K))
+    for key in (normal(B + 1, 2, 1, K), normal(B, 3, 1, K), normal(B, 2, 1, K + 1)):
+        shapes = (
+            f"must be {(B, 2, 1, K)} and torch.float64 like those stored, got {tuple(key.shape)}"
+        )
+        with pytest.raises(ValueError, match=re.escape(shapes)):
+            cache.append(key, key)
+    with pytest.raises(ValueError, match="and torch.float32$"):
+        cache.append(normal(B, 2, 1, K).float(), normal(B, 2, 1, K).float())
+    assert cache.length == 3 and cache.append(normal(B, 2, 1, K), normal(B, 2, 1, K))
+    with pytest.raises(ValueError, match="KVCache: max_len must be at least 1, got 0"):
+        KVCache(0)
+
+
+def test_a_cache_refuses_gradients_but_serves_a_frozen_layer():
+    attention, x = layer(), normal(B, T, D)
+    with pytest.raises(
+        ValueError, match=r"under torch.no_grad\(\), got keys or values that require"
+    ):
+        attention(x, cache=KVCache(T))
+    attention.requires_grad_(False)
+    assert attention(x, cache=KVCache(T)).shape == (B, T, D)
+
+
+@torch.no_grad()
+def test_a_cross_cache_refuses_a_key_of_another_length_or_batch():
+    attention, cache, query = layer(), KVCache(), normal(B, 1, D)
+    attention(query, normal(B, S, D), cache=cache)
+    with pytest.raises(ValueError, match=re.escape(f"cache holds, {(B, S)}, got {(B, S + 1)}")):
+        attention(query, normal(B, S + 1, D), cache=cache)
+    with pytest.raises(ValueError, match=re.escape(f"cache holds, {(B, S)}, got {(B + 1, S)}")):
+        attention(normal(B + 1, 1, D), normal(B + 1, S, D), cache=cache)
+
+
+# looking
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = layer(2, seed=3), layer(6, seed=9)
+
+    def forward(self, x):
+        return self.second(self.first(x, causal=True), x)
+
+
+@torch.no_grad()
+def test_recording_names_every_layer_and_leaves_the_outputs_alone():
+    model, x = Two(), normal(B, T, D)
+    expected = model(x)
+    with recording(model) as seen:
+        torch.testing.assert_close(model(x), expected)
+    assert list(seen) == ["first", "second"]
+    with recording(nn.Linear(2, 2)) as none:
+        pass
+    assert none == {}
+    for weights in seen.values():
+        assert weights.shape == (B, H, T, T)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(B, H, T, dtype=torch.float64))
+    assert not seen["first"].triu(1).any() and seen["second"].all()
+
+
+@torch.no_grad()
+def test_a_layer_used_twice_is_recorded_once_with_its_latest_weights():
+    shared = layer(2)
+    model, x = nn.Sequential(shared, shared), normal(B, T, D)
+    with recording(shared) as alone:
+        shared(shared(x))
+    with recording(model) as seen:
+        model(x)
+    assert list(seen) == ["0"] and torch.equal(seen["0"], alone[""])
+
+
+@GROUPS
+@torch.no_grad()
+def test_autocast_works_with_masks_positions_and_a_cache(n_kv_heads):
+    attention, x = layer(n_kv_heads, positions=Sloping()).float(), normal(B, T, D).float()
+    mask = padding_mask(torch.tensor([3, T]))
+    expected = attention(x, mask=mask, causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, cache = attention(x, mask=mask, causal=True), KVCache(T)
+        parts = [attention(x[:, t : t + 1], mask=mask[..., : t + 1], cache=cache) for t in range(T)]
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.1)
+    torch.testing.assert_close(torch.cat(parts, dim=1).float(), expected, rtol=0, atol=0.1)
+
+
+def test_recorded_weights_hold_no_graph():
+    attention = layer()
+    with recording(attention) as seen:
+        attention(normal(B, T, D)).sum().backward()
+    assert not seen[""].requires_grad and attention.in_proj.weight.grad is not None
+
+
+def test_recording_lets_go_even_after_an_exception():
+    model = Two()
+    with pytest.raises(RuntimeError, match="on purpose"), recording(model):
+        raise RuntimeError("on purpose")
+    hooks = [m.weights._forward_hooks for m in (model.first, model.second)]
+    assert not any(hooks)
+    with recording(model) as seen:
+        pass
+    model(normal(B, T, D))
+    assert not seen and not any(hooks)
+
+
+@GROUPS
+@torch.no_grad()
+def test_a_hook_that_returns_something_ablates_a_head(n_kv_heads):
+    attention, x = layer(n_kv_heads), normal(B, T, D)
+    without = copy.deepcopy(attention)
+    without.out_proj.weight[:, 2 * K : 3 * K] = 0.0
+    silent = lambda module, inputs, weights: weights.index_fill(1, torch.tensor(2), 0.0)  # noqa: E731
+    for query in (x, x[:, :1]):
+        handle = attention.weights.register_forward_hook(silent)
+        ablated = attention(query, x)
+        handle.remove()
+        torch.testing.assert_close(ablated, without(query, x))
+        assert (attention(query, x) - ablated).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_pre_hooks_and_replacements_of_weights_act_as_well():
+    attention, x = layer(2), normal(B, 1, D)
+    expected = attention.out_proj.bias.expand(B, 1, D)
+    handle = attention.weights.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
+    torch.testing.assert_close(attention(x), expected)
+    handle.remove()
+
+    class Silence(nn.Module):
+        def forward(self, weights):
+            return weights * 0
+
+    attention.weights = Silence()
+    torch.testing.assert_close(attention(x), expected)
+
+
+@pytest.mark.bad_input  # runs without the checks of signatures, through which nothing compiles
+@torch.no_grad()
+def test_recording_works_through_a_compiled_model():
+    attention, x = layer(2), normal(B, T, D)
+    compiled = torch.compile(attention, backend="eager")
+    expected = compiled(x, causal=True)
+    torch.testing.assert_close(expected, attention(x, causal=True))
+    with recording(attention) as seen:
+        torch.testing.assert_close(compiled(x, causal=True), expected)
+    assert seen[""].shape == (B, H, T, T)
+    assert torch.equal(compiled(x, causal=True), expected)
+
+
+# speed that is promised in structure, not in seconds
+
+
+@torch.no_grad()
+def test_a_single_query_copies_no_shared_key(monkeypatch):
+    attention, cache = layer(2), KVCache(64)
+    attention(normal(B, 32, D), causal=True, cache=cache)
+
+    def refuse(*arguments, **options):
+        raise AssertionError("keys were repeated")
+
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", refuse)
+    attention(normal(B, 1, D), mask=torch.ones(B, 1, 1, 33, dtype=torch.bool), cache=cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("inputs", "products"), [("x", 2), ("xm", 3), ("xmm", 3), ("xmn", 4)])
+def test_projections_that_can_be_packed_are(inputs, products, monkeypatch):
+    calls, linear = [], F.linear
+    monkeypatch.setattr(F, "linear", lambda *a, **o: calls.append(1) or linear(*a, **o))
+    named = {name: normal(B, T, D, seed=i) for i, name in enumerate("xmn")}
+    layer(2)(*[named[name] for name in inputs])
+    assert len(calls) == products
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"d_model": 18, "n_heads": 4},
+            "n_heads must divide d_model, got d_model=18 and n_heads=4",
+        ),
+        ({"d_model": 18, "n_heads": 0}, "got d_model=18 and n_heads=0"),
+        ({"d_model": 0, "n_heads": 2}, "got d_model=0 and n_heads=2"),
+        ({"d_model": 18, "n_heads": 6, "n_kv_heads": 4}, "got n_heads=6 and n_kv_heads=4"),
+        ({"d_model": 18, "n_heads": 6, "n_kv_heads": 12}, "got n_heads=6 and n_kv_heads=12"),
+        ({"d_model": 18, "n_heads": 6, "n_kv_heads": 0}, "got n_heads=6 and n_kv_heads=0"),
+        ({"d_model": 18, "n_heads": 6, "dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"d_model": 18, "n_heads": 6, "dropout": -0.1}, "got -0.1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_both_numbers(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(**arguments)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ([(B, T, 17)], "query must have shape (batch, length, d_model = 18), got (2, 5, 17)"),
+        ([(T, D)], "query must have shape (batch, length, d_model = 18), got (5, 18)"),
+        (
+            [(B, T, D), (B, S, 17)],
+            "key must have shape (batch, length, d_model = 18), got (2, 7, 17)",
+        ),
+        ([(B, T, D), (B, S, D), (B, S, 1)], "value must have shape"),
+        ([(B, T, D), (B, S, D), (B, T, D)], "one value for each key"),
+        ([(B, T, D), (1, S, D)], "must share their leading axes"),
+    ],
+)
+def test_inputs_of_the_wrong_shape_are_refused(shapes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        layer()(*[normal(*shape) for shape in shapes])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("n_queries", [T, 1])
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [H, 2])
+def test_masks_that_do_not_fit_are_refused(n_queries, watched, n_kv_heads):
+    attention, query, key = layer(n_kv_heads), normal(B, n_queries, D), normal(B, S, D)
+    if watched:
+        attention.weights.register_forward_hook(lambda *_: None)
+    for shape in ((B, S), (B, 1, S), (B, 1, 1, 1), (B, 1, 3, S), (3, 1, 1, S), (B, 4, 1, S), (S,)):
+        with pytest.raises(ValueError, match="mask must have shape"):
+            attention(query, key, mask=torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(
+        ValueError, match="mask must be boolean, True = may attend, got torch.float64"
+    ):
+        attention(query, key, mask=torch.ones(n_queries, S, dtype=torch.float64))
+
+
+def test_a_value_without_a_key_and_positions_with_a_key_are_refused():
+    with pytest.raises(ValueError, match="got value without key"):
+        layer()(normal(B, T, D), value=normal(B, T, D))
+    with pytest.raises(ValueError, match="positions are for self-attention, got a key too"):
+        layer(positions=Turning())(normal(B, T, D), normal(B, S, D))
+
+
+def test_a_bias_for_another_number_of_heads_is_refused():
+    class Wrong(PositionScheme):
+        def bias(self, n_queries, n_keys):
+            return torch.zeros(4, n_queries, n_keys)
+
+    with pytest.raises(ValueError, match=re.escape("got (1, 4, 5, 5)")):
+        layer(positions=Wrong())(normal(B, T, D))
+
+
+def test_the_layer_shows_its_sizes():
+    text = "d_model=18, n_heads=6, n_kv_heads=2, dropout=0.0"
+    assert text in repr(layer(2))
+
+
+@pytest.mark.bad_input
+def test_a_bias_for_another_number_of_heads_is_refused_instead_of_broadcast():
+    class OneHead(PositionScheme):
+        def bias(self, n_queries, n_keys):
+            return torch.zeros(1, n_queries, n_keys)
+
+    attention = MultiHeadAttention(12, 3, positions=OneHead())
+    with pytest.raises(ValueError, match="bias n_heads = 3 heads, got 1"):
+        attention(torch.randn(2, 5, 12))

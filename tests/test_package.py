@@ -1,0 +1,243 @@
+"""The package as somebody else gets it: a wheel, with the runtime dependencies and no more."""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import transformer_lib
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS_ONLY = (
+    "matplotlib",
+    "seaborn",
+    "pandas",
+    "num2words",
+    "tqdm",
+    "nbdev",
+    "fastcore",
+    "beartype",
+)
+MODULES = sorted(
+    p.stem for p in (ROOT / "transformer_lib").glob("*.py") if not p.stem.startswith("_")
+)
+BLOCK = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {EXTRAS_ONLY!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel, built from a copy so that the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    (source / "transformer_lib").mkdir()
+    for file in (ROOT / "transformer_lib").glob("*.*"):
+        (source / "transformer_lib" / file.name).write_bytes(file.read_bytes())
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        str(source),
+    ]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel, tmp_path_factory):
+    """A folder that holds the installed wheel, and nothing of the checkout."""
+    target = tmp_path_factory.mktemp("target")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+def python(code, path, *, options=()):
+    """Run code in a new interpreter that finds the installed wheel first."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(path),
+        "PYTHONDONTWRITEBYTECODE": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=path, env=env, capture_output=True, text=True
+    )
+
+
+def test_the_wheel_needs_only_the_runtime_dependencies(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(
+            next(n for n in archive.namelist() if n.endswith("METADATA"))
+        ).decode()
+        files = archive.namelist()
+    required = [
+        line.split(": ", 1)[1]
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist: ") and "extra ==" not in line
+    ]
+    assert sorted(re.match(r"[\w-]+", r)[0] for r in required) == ["jaxtyping", "numpy", "torch"]
+    assert not [
+        f for f in files if not f.startswith(("transformer_lib/", "executable_transformer-"))
+    ]
+    assert "transformer_lib/py.typed" in files
+    assert {f"transformer_lib/{m}.py" for m in MODULES} <= set(files)
+
+
+def test_it_imports_without_the_extras(elsewhere):
+    code = f"""{BLOCK}
+import torch, transformer_lib
+from transformer_lib import MultiHeadAttention
+assert transformer_lib.__file__.startswith({str(elsewhere)!r}), transformer_lib.__file__
+out = MultiHeadAttention(d_model=8, n_heads=2)(torch.randn(2, 5, 8))
+assert out.shape == (2, 5, 8)
+"""
+    done = python(code, elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_a_missing_extra_says_how_to_get_it(elsewhere):
+    done = python(f"{BLOCK}\nimport transformer_lib.plots", elsewhere)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    repository = PROJECT["urls"]["Repository"]
+    assert last.startswith("ImportError") or "ImportError" in last
+    assert f'pip install "executable-transformer[chapters] @ git+{repository}' in done.stderr
+
+
+def test_importing_the_library_loads_no_plotting(elsewhere):
+    # torch and jaxtyping load what they find of these (torch.hub a progress bar): only what comes
+    # on top is ours.
+    code = """import json, sys, numpy, torch, jaxtyping
+before = set(sys.modules)
+import transformer_lib
+print(json.dumps(sorted(set(sys.modules) - before)))"""
+    loaded = {name.split(".")[0] for name in json.loads(python(code, elsewhere).stdout)}
+    assert "transformer_lib" in loaded
+    assert loaded.isdisjoint(EXTRAS_ONLY)
+
+
+def test_importing_the_library_costs_little_above_torch(elsewhere):
+    # CPU time inside one process, from the moment torch is there: nothing else that runs on the
+    # machine is in it. Noise only ever adds, so the smallest of five is the cost; the first run
+    # also writes the bytecode.
+    code = """import time, torch
+start = time.process_time()
+import transformer_lib
+print(time.process_time() - start)"""
+    costs = [float(python(code, elsewhere).stdout) for _ in range(5)]
+    assert min(costs) < 0.1, costs
+
+
+def public_names(module):
+    tree = ast.parse((ROOT / "transformer_lib" / f"{module}.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "plots"])
+def test_every_public_name_is_at_the_top(module):
+    names = public_names(module)
+    assert names
+    loaded = importlib.import_module(f"transformer_lib.{module}")
+    for name in names:
+        assert getattr(transformer_lib, name) is getattr(loaded, name)
+        assert name in transformer_lib.__all__
+
+
+def test_the_top_has_no_names_of_its_own():
+    known = {n for m in MODULES for n in public_names(m)}
+    assert set(transformer_lib.__all__) <= known | {"__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", transformer_lib.__version__)
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        transformer_lib.no_such_name  # noqa: B018
+
+
+def documented():
+    for module in MODULES:
+        loaded = importlib.import_module(f"transformer_lib.{module}")
+        for name in public_names(module):
+            yield f"{module}.{name}", getattr(loaded, name)
+
+
+@pytest.mark.parametrize("name, thing", list(documented()), ids=[name for name, _ in documented()])
+def test_every_public_name_says_what_the_caller_gets(name, thing):
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        return
+    text = inspect.getdoc(thing)
+    assert text and thing.__doc__, f"{name} has no docstring"
+    assert len(text.splitlines()) <= 15, (
+        f"{name}: {len(text.splitlines())} lines; the rest belongs into the chapter"
+    )
+    assert len(text.splitlines()[0]) <= 88
+    if inspect.isfunction(thing):
+        missing = [
+            p.name for p in inspect.signature(thing).parameters.values() if p.annotation is p.empty
+        ]
+        assert not missing, f"{name}: no annotation of {missing}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_holds_one_idea(module):
+    source = (ROOT / "transformer_lib" / f"{module}.py").read_text()
+    assert len(source.splitlines()) <= 300  # the guidance is 250
+    assert ast.get_docstring(ast.parse(source)), "the chapter's thesis became no docstring"
+
+
+def readme_example():
+    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+
+
+def test_the_readmes_example_runs_and_prints_what_it_says(elsewhere):
+    code = readme_example()
+    expected = re.findall(r"^print\(.*\)\s+# (.*)$", code, re.M)
+    assert len(code.splitlines()) <= 12 and expected
+    done = python(BLOCK + code, elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == expected

@@ -1,0 +1,446 @@
+"""A figure is an API: orientation, scale, labels, roles of colour, and what helpers must not do."""
+
+import subprocess
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+
+from transformer_lib.plots import (
+    COLOURS,
+    attention_heatmap,
+    head_grid,
+    matrix_plot,
+    position_plot,
+    training_curves,
+    use_book_style,
+)
+
+H, T, S = 3, 5, 7  # distinct primes: no axis can pass for another
+QUERIES, KEYS = list("abcde"), list("tuvwxyz")
+
+
+@pytest.fixture(autouse=True)
+def fresh_figures():
+    with matplotlib.rc_context():
+        yield
+    plt.close("all")
+
+
+def weights(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator).softmax(-1)
+
+
+def causal(n):
+    return torch.ones(n, n, dtype=torch.bool).tril()
+
+
+def painted(ax, n_rows, n_columns):
+    """Read the colours in the middle of each cell back from the rendered page."""
+    canvas = FigureCanvasAgg(ax.figure)
+    canvas.draw()
+    page = np.asarray(canvas.buffer_rgba())[::-1, :, :3] / 255
+    where = [[ax.transData.transform((s, t)) for s in range(n_columns)] for t in range(n_rows)]
+    x, y = np.array(where).astype(int).transpose(2, 0, 1)
+    return page[y, x]
+
+
+def labels(axis):
+    return [tick.get_text() for tick in axis.get_ticklabels()]
+
+
+def helpers():
+    yield lambda: attention_heatmap(weights(T, S), mask=torch.ones(T, S, dtype=torch.bool))
+    yield lambda: matrix_plot(weights(T, S), row_name="row", column_name="column", digits=1)
+    yield lambda: position_plot(torch.randn(11, 6, generator=torch.Generator().manual_seed(0)))
+    yield lambda: training_curves({"a": [[3.0, 2.0], [2.5, 1.0]]})
+    yield lambda: head_grid(weights(H, T, S))
+
+
+# Orientation --------------------------------------------------------------------------------------
+
+
+def test_first_query_is_the_top_row_and_the_scale_is_fixed():
+    ax = attention_heatmap(
+        torch.tensor([[0.1, 0.9, 0.0], [0.3, 0.3, 0.4]]), ["a", "b"], ["x", "y", "z"]
+    )
+    image = ax.images[0]
+    assert image.get_clim() == (0.0, 1.0) and image.get_array()[0, 1] == pytest.approx(0.9)
+    assert ax.yaxis_inverted() and not ax.xaxis_inverted()
+    assert labels(ax.yaxis) == ["a", "b"] and labels(ax.xaxis) == ["x", "y", "z"]
+
+
+def test_the_rendered_page_shows_each_weight_in_its_place():
+    table = weights(T, S)
+    expected = plt.get_cmap("Blues")(table.double().numpy())[..., :3]
+    np.testing.assert_allclose(painted(attention_heatmap(table), T, S), expected, atol=1.5 / 255)
+
+
+def test_a_word_reads_its_own_row():
+    ax = attention_heatmap(torch.eye(5).roll(1, 0), QUERIES, QUERIES)
+    darkest = painted(ax, 5, 5).sum(-1).argmin(-1)
+    assert [QUERIES[s] for s in darkest] == ["e", "a", "b", "c", "d"]
+
+
+def test_axes_are_named_and_tinted_by_their_roles():
+    ax = attention_heatmap(weights(T, S))
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("query", "key")
+    assert to_hex(ax.yaxis.label.get_color()).upper() == COLOURS["query"] == "#0072B2"
+    assert to_hex(ax.xaxis.label.get_color()).upper() == COLOURS["key"] == "#D55E00"
+    assert COLOURS["value"] == "#009E73"
+
+
+def test_other_axis_names_are_not_tinted():
+    ax = matrix_plot(weights(T, S), row_name="output position", column_name="value position")
+    assert ax.yaxis.label.get_color() == plt.rcParams["axes.labelcolor"]
+    assert to_hex(ax.xaxis.label.get_color()).upper() == COLOURS["value"]
+
+
+def test_without_labels_whole_positions_are_numbered():
+    ax = attention_heatmap(weights(T, S))
+    ax.figure.canvas.draw()
+    assert {"0", "1", "2", "3", "4"} <= set(labels(ax.yaxis))
+
+
+def test_cells_are_square():
+    assert attention_heatmap(weights(T, S)).get_aspect() == 1
+    assert position_plot(weights(T, S)).get_aspect() == "auto"
+
+
+# Scale --------------------------------------------------------------------------------------------
+
+
+def test_weights_are_blue_and_zero_is_the_lightest():
+    image = attention_heatmap(weights(T, S)).images[0]
+    lightness = image.cmap(np.linspace(0, 1, 17))[:, :3].sum(-1)
+    assert image.cmap.name == "Blues" and (np.diff(lightness) < 0).all()
+
+
+def test_signed_scores_are_centred_on_a_white_zero():
+    scores = torch.tensor([[-1.0, 0.0], [3.0, 0.5]])
+    image = attention_heatmap(scores, signed=True).images[0]
+    assert image.get_clim() == (-3.0, 3.0) and image.cmap.name == "RdBu_r"
+    assert min(image.to_rgba(0.0)[:3]) > 0.95
+    red, _, blue, _ = image.to_rgba(3.0)
+    assert red > blue
+
+
+def test_scores_of_one_sign_are_still_centred():
+    assert attention_heatmap(torch.ones(2, 3), signed=True).images[0].get_clim() == (-1, 1)
+    assert position_plot(torch.ones(2, 3) * 2).images[0].get_clim() == (-2, 2)
+
+
+def test_a_constant_zero_can_be_drawn():
+    assert attention_heatmap(torch.zeros(2, 3), signed=True).images[0].get_clim() == (-1, 1)
+    ax = matrix_plot(torch.zeros(2, 3), row_name="a", column_name="b")
+    assert ax.images[0].get_clim() == (0, 1)
+
+
+def test_a_matrix_without_negative_numbers_starts_at_zero():
+    ax = matrix_plot(torch.full((2, 3), 5.0), row_name="a", column_name="b")
+    assert ax.images[0].get_clim() == (0, 5) and ax.images[0].cmap.name == "Blues"
+
+
+def test_limits_make_panels_compare():
+    ax = position_plot(torch.ones(2, 3), limits=(-4, 4))
+    assert ax.images[0].get_clim() == (-4, 4)
+
+
+def test_the_bar_names_what_it_measures_and_can_be_left_out():
+    def bars(ax):
+        return [a.get_ylabel() for a in ax.figure.axes if a is not ax]
+
+    assert bars(attention_heatmap(weights(T, S))) == ["attention weight"]
+    assert bars(attention_heatmap(weights(T, S), signed=True)) == ["score"]
+    assert bars(attention_heatmap(weights(T, S), bar=False)) == []
+
+
+def test_numbers_are_written_into_their_cells_and_stay_legible():
+    ax = attention_heatmap(torch.tensor([[0.0, 1.0], [0.25, 0.75]]), digits=2)
+    found = {text.get_position(): text.get_text() for text in ax.texts}
+    assert found == {(0, 0): "0.00", (1, 0): "1.00", (0, 1): "0.25", (1, 1): "0.75"}
+    assert [text.get_color() for text in ax.texts][:2] == ["black", "white"]
+
+
+# Masks --------------------------------------------------------------------------------------------
+
+
+def is_grey(colour):
+    return np.ptp(colour) < 0.02 and colour.mean() < 0.95
+
+
+def test_forbidden_is_grey_and_hatched_and_small_is_not():
+    table = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    ax = attention_heatmap(table, mask=causal(3))
+    drawn = painted(ax, 3, 3)
+    for t in range(3):
+        for s in range(3):
+            assert is_grey(drawn[t, s]) == (s > t), (t, s)
+    assert [c.get_hatch() for c in ax.collections] == ["////"]
+
+
+def test_a_leak_keeps_its_colour_under_the_hatching():
+    ax = attention_heatmap(torch.full((3, 3), 1 / 3), mask=causal(3))
+    assert not np.ma.getmaskarray(ax.images[0].get_array()).any()
+    (hatching,) = ax.collections
+    assert hatching.get_hatch() and len(hatching.get_facecolor()) == 0
+    assert len(hatching.get_paths()) == 3
+
+
+def test_scores_under_a_mask_are_grey_and_do_not_stretch_the_scale():
+    scores = torch.ones(3, 3).masked_fill(~causal(3), -1e9)
+    ax = attention_heatmap(scores, mask=causal(3), signed=True)
+    assert ax.images[0].get_clim() == (-1, 1)
+    assert np.array_equal(np.ma.getmaskarray(ax.images[0].get_array()), ~causal(3).numpy())
+
+
+def test_a_score_of_minus_infinity_is_forbidden():
+    scores = torch.ones(3, 3).masked_fill(~causal(3), -torch.inf)
+    image = attention_heatmap(scores, signed=True).images[0]
+    assert np.array_equal(np.ma.getmaskarray(image.get_array()), ~causal(3).numpy())
+
+
+def test_a_padding_mask_of_one_row_serves_all_queries():
+    mask = torch.tensor([[True] * 4 + [False] * 3])
+    table = torch.zeros(T, S)
+    hidden = np.ma.getmaskarray(attention_heatmap(table, mask=mask).images[0].get_array())
+    assert hidden[:, 4:].all() and not hidden[:, :4].any()
+
+
+def test_a_mask_that_allows_nothing_leaves_only_grey():
+    ax = attention_heatmap(torch.zeros(2, 3), mask=torch.zeros(2, 3, dtype=torch.bool))
+    assert np.ma.getmaskarray(ax.images[0].get_array()).all()
+
+
+# Heads --------------------------------------------------------------------------------------------
+
+
+def test_heads_share_one_scale_and_one_bar_in_reading_order():
+    table = weights(H, T, S)
+    axes = head_grid(table, QUERIES, KEYS, columns=2)
+    assert len(axes) == H and all(isinstance(ax, Axes) for ax in axes)
+    for h, ax in enumerate(axes):
+        np.testing.assert_allclose(ax.images[0].get_array(), table[h])
+        assert ax.images[0].get_clim() == (0, 1) and ax.get_title() == f"head {h}"
+        assert ax.yaxis_inverted()
+    others = [a for a in axes[0].figure.axes if a not in list(axes)]
+    assert [a.get_ylabel() for a in others] == ["attention weight"]
+    axes[0].figure.canvas.draw()
+    assert axes[1].get_position().x0 > axes[0].get_position().x0
+    assert axes[2].get_position().y0 < axes[0].get_position().y0
+
+
+def test_outer_panels_carry_the_names():
+    axes = head_grid(weights(H, T, S), QUERIES, KEYS, columns=2)
+    assert [ax.get_ylabel() for ax in axes] == ["query", "", "query"]
+    assert [ax.get_xlabel() for ax in axes] == ["", "key", "key"]
+    assert labels(axes[0].yaxis) == QUERIES and labels(axes[2].xaxis) == KEYS
+
+
+def test_each_head_may_have_its_own_mask():
+    mask = torch.stack([causal(3), torch.ones(3, 3, dtype=torch.bool)])
+    axes = head_grid(torch.zeros(2, 3, 3), mask=mask)
+    hidden = [np.ma.getmaskarray(ax.images[0].get_array()).sum() for ax in axes]
+    assert hidden == [3, 0]
+
+
+# Curves -------------------------------------------------------------------------------------------
+
+
+def test_curves_differ_without_colour():
+    runs = {f"run {i}": [3.0 - i, 2.0, 1.0] for i in range(6)}
+    ax = training_curves(runs)
+    lines = [line for line in ax.lines if len(line.get_xdata())]
+    assert len({str(line._dash_pattern) for line in lines}) == 6
+    assert len({to_hex(line.get_color()) for line in lines}) == 6
+    assert labels_of_legend(ax) == list(runs)
+
+
+def labels_of_legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_no_curve_wears_the_colour_of_a_role():
+    ax = training_curves({str(i): [1.0, 2.0] for i in range(6)})
+    roles = {to_rgb(colour) for colour in COLOURS.values()}
+    assert roles.isdisjoint(to_rgb(line.get_color()) for line in ax.lines)
+
+
+def test_the_line_is_the_mean_and_the_band_holds_every_seed():
+    seeds = torch.tensor([[3.0, 2.0, 1.5], [3.2, 2.4, 1.2], [3.1, 1.9, 1.0]])
+    ax = training_curves({"run": seeds}, steps=[10, 20, 30])
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [10, 20, 30])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), seeds.mean(0), rtol=1e-6)
+    band = ax.collections[0].get_paths()[0].vertices
+    for place, step in enumerate((10, 20, 30)):
+        drawn = band[band[:, 0] == step, 1]
+        assert drawn.min() == pytest.approx(seeds[:, place].min().item())
+        assert drawn.max() == pytest.approx(seeds[:, place].max().item())
+
+
+def test_curves_name_their_axes_and_leave_the_scale_to_the_caller():
+    ax = training_curves({"a": [3.0, 1.0]}, x="epoch", y="nats per token", title="loss")
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", "nats per token", "loss")
+    assert ax.get_yscale() == "linear"
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0, 1])
+
+
+def test_a_run_may_be_short_if_steps_are_counted():
+    ax = training_curves({"long": [3.0, 2.0, 1.0], "short": [3.0, 2.0]})
+    assert [len(line.get_xdata()) for line in ax.lines][:2] == [3, 2]
+
+
+# What a helper must and must not do ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("helper", list(helpers()))
+def test_helpers_leave_globals_alone_return_axes_and_never_show(helper, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("show was called")
+
+    monkeypatch.setattr(plt, "show", refuse)
+    before = dict(matplotlib.rcParams)
+    drawn = helper()
+    assert dict(matplotlib.rcParams) == before
+    assert isinstance(drawn, Axes) or all(isinstance(ax, Axes) for ax in drawn)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda ax: attention_heatmap(weights(T, S), ax=ax, title="here"),
+        lambda ax: matrix_plot(weights(T, S), row_name="a", column_name="b", ax=ax, title="here"),
+        lambda ax: position_plot(weights(T, S), ax=ax, title="here"),
+        lambda ax: training_curves({"a": [1.0, 2.0]}, ax=ax, title="here"),
+    ],
+)
+def test_the_given_axes_are_used(draw):
+    _, ax = plt.subplots()
+    assert draw(ax) is ax and ax.get_title() == "here"
+    assert len(plt.get_fignums()) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_any_precision_with_gradients_are_accepted_and_left_alone(dtype):
+    table = weights(T, S).to(dtype).requires_grad_()
+    before = table.detach().clone()
+    ax = attention_heatmap(table)
+    np.testing.assert_allclose(ax.images[0].get_array(), before.double())
+    assert torch.equal(table, before) and table.requires_grad
+
+
+def test_arrays_are_accepted_and_copied():
+    table = weights(T, S).numpy()
+    ax = attention_heatmap(table, mask=np.ones((T, S), dtype=bool))
+    table[:] = 0
+    assert ax.images[0].get_array().sum() == pytest.approx(T)
+
+
+def test_book_style_is_opaque_legible_and_idempotent():
+    use_book_style()
+    once = dict(matplotlib.rcParams)
+    use_book_style()
+    assert dict(matplotlib.rcParams) == once
+    assert once["figure.facecolor"] == once["savefig.facecolor"] == "white"
+    assert not once["savefig.transparent"] and once["figure.dpi"] >= 120
+    figure, ax = plt.subplots()
+    sizes = [ax.xaxis.label.get_size(), ax.title.get_size()]
+    sizes += [tick.get_size() for tick in ax.get_xticklabels()]
+    assert min(sizes) >= 10 and figure.get_figwidth() <= 6.4
+    lines = [ax.plot([0, 1], [i, i])[0] for i in range(6)]
+    assert len({str(line._dash_pattern) for line in lines}) == 6
+
+
+def test_figures_are_narrow_enough_for_a_phone():
+    for helper in helpers():
+        drawn = helper()
+        ax = drawn if isinstance(drawn, Axes) else drawn[0]
+        assert ax.figure.get_figwidth() <= 7
+
+
+def test_a_missing_extra_says_how_to_get_it():
+    # No package __init__: the module is loaded by its path, as if seaborn were not installed.
+    program = (
+        "import importlib.util, sys\n"
+        "sys.modules['seaborn'] = None\n"
+        "spec = importlib.util.spec_from_file_location('plots', sys.argv[1])\n"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
+    )
+    path = sys.modules["transformer_lib.plots"].__file__
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert done.returncode == 1
+    message = 'pip install "executable-transformer[chapters] @ git+https://github.com/'
+    assert message in done.stderr and "seaborn" in done.stderr
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def test_labels_that_do_not_fit_are_refused_with_both_numbers():
+    with pytest.raises(
+        ValueError,
+        match="attention_heatmap: weights have 2 queries and 3 keys, "
+        "but there are 3 query labels and 2 key labels",
+    ):
+        attention_heatmap(torch.full((2, 3), 1 / 3), list("xyz"), list("ab"))
+    with pytest.raises(ValueError, match="head_grid: weights have 5 queries and 7 keys, .* 5 .* 6"):
+        head_grid(weights(H, T, S), keys=list("uvwxyz"))
+    with pytest.raises(ValueError, match="matrix_plot: values have 5 rows .* 4 row labels"):
+        matrix_plot(weights(T, S), list("abcd"), row_name="a", column_name="b")
+
+
+def test_weights_off_the_scale_are_refused_with_their_range():
+    with pytest.raises(ValueError, match=r"must lie in 0 to 1, got -1 to 2"):
+        attention_heatmap(torch.tensor([[-1.0, 2.0]]))
+    with pytest.raises(ValueError, match=r"position_plot: values must lie in -1 to 1, got 2 to 2"):
+        position_plot(torch.full((2, 3), 2.0), limits=(-1, 1))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(bad):
+    with pytest.raises(ValueError, match="attention_heatmap: allowed cells must be finite"):
+        attention_heatmap(torch.tensor([[bad, 0.5]]))
+    with pytest.raises(ValueError, match="allowed cells must be finite"):
+        attention_heatmap(torch.tensor([[bad, 0.5]]), signed=True)
+    with pytest.raises(ValueError, match="'a' must have 2 finite values per seed.* 1 not finite"):
+        training_curves({"a": [1.0, bad]})
+
+
+def test_titles_and_columns_are_counted():
+    with pytest.raises(ValueError, match="3 heads need as many titles .* 2 titles and 4 columns"):
+        head_grid(weights(H, T, S), titles=["a", "b"])
+    with pytest.raises(ValueError, match="0 columns"):
+        head_grid(weights(H, T, S), columns=0)
+
+
+def test_runs_are_counted_and_must_fit_their_steps():
+    with pytest.raises(ValueError, match="runs must number 1 to 6, got 0"):
+        training_curves({})
+    with pytest.raises(ValueError, match="runs must number 1 to 6, got 7"):
+        training_curves({str(i): [1.0] for i in range(7)})
+    with pytest.raises(ValueError, match="'a' must have 3 finite values per seed, got shape"):
+        training_curves({"a": [1.0, 2.0]}, steps=[1, 2, 3])
+
+
+@pytest.mark.bad_input
+def test_wrong_axes_and_masks_are_refused_with_shapes():
+    with pytest.raises(ValueError, match=r"attention_heatmap: there must be 2 axes.*\(3, 5, 7\)"):
+        attention_heatmap(weights(H, T, S))
+    with pytest.raises(ValueError, match=r"head_grid: there must be 3 axes.*\(5, 7\)"):
+        head_grid(weights(T, S))
+    with pytest.raises(ValueError, match=r"none empty, got shape \(0, 7\)"):
+        attention_heatmap(torch.zeros(0, S))
+    with pytest.raises(ValueError, match=r"mask must fit shape \(5, 7\), got \(7, 5\)"):
+        attention_heatmap(weights(T, S), mask=torch.ones(S, T, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask must be boolean .True = may attend., got float32"):
+        attention_heatmap(weights(T, S), mask=torch.ones(T, S))

@@ -1,0 +1,415 @@
+"""The examiner: right attentions pass, each wrong one is caught by the property that should."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from wrong_attentions import (
+    WRONG_FUNCTIONS,
+    WRONG_MODELS,
+    WRONG_MODULES,
+    Cache,
+    Continuer,
+    D,
+    Heads,
+    Positioned,
+    Translator,
+    V,
+    decode_in_pieces,
+    explicit,
+    looped,
+)
+
+from transformer_lib.testing import (
+    Report,
+    Result,
+    call_torch_module,
+    call_with_mask,
+    check_attention,
+    check_model,
+    influence,
+)
+
+POSITIONS = {"order": "it has positions", "cross-attention": "its positions are one sequence's"}
+DRAWN = [0, 1]  # of seeds 0 to 19, none made a right attention fail (80 examinations)
+
+
+def failed(report):
+    return [bad.property for bad in report.failures]
+
+
+def applied(report):
+    return {result.property for result in report if result.verdict != "n.a."}
+
+
+def examine(kind, seed=0):
+    torch.manual_seed(seed)
+    skip = POSITIONS if issubclass(kind, Positioned) else None
+    return check_attention(kind(), d_model=D, make_cache=Cache, skip=skip, seed=seed)
+
+
+def translate(fault="", **options):
+    torch.manual_seed(0)
+    return check_model(Translator(fault), vocab_size=V, cached=decode_in_pieces, **options)
+
+
+# influence
+
+
+def test_influence_is_the_largest_gradient_by_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    probe = torch.arange(1.0, 4.0, dtype=torch.float64).cos()
+
+    def call(x):
+        return explicit(x, x, x, causal=True)
+
+    expected = torch.zeros(2, 5, 5, dtype=torch.float64)
+    for s in range(5):
+        for f in range(3):
+            step = torch.zeros_like(x)
+            step[:, s, f] = 1e-6
+            slope = (call(x + step) - call(x - step)) @ probe / 2e-6
+            expected[..., s] = torch.maximum(expected[..., s], slope.abs())
+    torch.testing.assert_close(influence(call, [x]), expected, rtol=0, atol=1e-8)
+
+
+def test_influence_covers_heads_several_inputs_and_inputs_without_effect():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 7, generator=generator) for n in (5, 11, 11))
+    seen = influence(lambda k, v: explicit(query, k, v), [key, value])
+    assert seen.shape == (2, 5, 11) and (seen > 0).all()
+    alone = torch.stack([influence(lambda v: explicit(query, key, v), [value])]).squeeze(0)
+    assert (seen >= alone).all() and (seen > alone).any()
+    assert not influence(lambda k, v: v * 1.0, [key, value])[0, 0, 1:].any()
+    assert not influence(lambda unused: query * torch.ones((), requires_grad=True), [key]).any()
+
+
+def test_influence_is_seen_behind_a_normalisation_whose_features_always_sum_to_zero():
+    x = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
+    assert (influence(lambda x: F.layer_norm(x, (8,)), [x])[0].diagonal() > 1e-3).all()
+
+
+# what is right passes
+
+
+@pytest.mark.parametrize("seed", DRAWN)
+@pytest.mark.parametrize("right", [explicit, looped])
+def test_a_right_function_passes(right, seed):
+    report = check_attention(right, seed=seed)
+    report.raise_if_failed()
+    absent = {"cache equals no cache", "same in training and evaluation"}
+    assert {r.property for r in report} - applied(report) == absent and len(applied(report)) == 21
+
+
+def test_torchs_function_passes_by_an_adapter():
+    check_attention(F.scaled_dot_product_attention, adapter=call_with_mask).raise_if_failed()
+
+
+def test_torchs_function_with_is_causal_aligns_the_first_query_with_the_first_key():
+    def trusting(candidate, query, key, value, mask, causal):
+        if mask is not None:
+            return call_with_mask(candidate, query, key, value, mask, causal)
+        return candidate(query, key, value, is_causal=causal)
+
+    report = check_attention(F.scaled_dot_product_attention, adapter=trusting)
+    assert failed(report) == ["last query sees last key"]
+
+
+@pytest.mark.parametrize("seed", DRAWN)
+@pytest.mark.parametrize("kind", [Heads, Positioned])
+def test_a_right_module_passes_with_its_cache(kind, seed):
+    report = examine(kind, seed)
+    report.raise_if_failed()
+    assert "cache equals no cache" in applied(report)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_torchs_module_passes_by_its_adapter(dropout):
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(D, 3, dropout=dropout, batch_first=True)
+    check_attention(module, d_model=D, adapter=call_torch_module).raise_if_failed()
+
+
+def test_torchs_module_asked_for_weights_gives_nan_on_empty_rows_which_can_be_declared():
+    """pytorch issue 160064: the path that returns weights has another semantics."""
+
+    def asking(module, query, key, value, mask, causal):
+        def call(*inputs, need_weights, **options):
+            return module(*inputs, need_weights=True, **options)
+
+        call.num_heads, call.batch_first = module.num_heads, True
+        return call_torch_module(call, query, key, value, mask, causal)
+
+    torch.manual_seed(0)
+    module = nn.MultiheadAttention(D, 3, batch_first=True)
+    found = check_attention(module, d_model=D, adapter=asking)
+    assert failed(found) == ["empty rows are silent", "empty rows have finite gradients"]
+    skip = dict.fromkeys(failed(found), "pytorch issue 160064")
+    declared = check_attention(module, d_model=D, adapter=asking, skip=skip)
+    assert declared.passed and "pytorch issue 160064" in str(declared)
+
+
+def test_a_module_that_stores_its_weights_or_returns_them_too_passes():
+    class Storing(Heads):
+        def forward(self, *inputs, **options):
+            self.output = super().forward(*inputs, **options)
+            return self.output, "weights"
+
+    torch.manual_seed(0)
+    module = Storing()
+    module(torch.ones(1, 2, D))
+    check_attention(module, d_model=D).raise_if_failed()
+
+
+def test_a_self_attention_only_module_passes_when_that_is_declared():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.norm = Heads(), nn.LayerNorm(D)
+
+        def forward(self, x, mask=None, *, causal=False):
+            return self.norm(x + self.heads(x, mask=mask, causal=causal))
+
+    torch.manual_seed(0)
+    skip = {"cross-attention": "a layer has none"}
+    report = check_attention(Layer(), d_model=D, skip=skip)
+    report.raise_if_failed()
+    assert "last query sees last key" not in applied(report) and len(applied(report)) > 12
+    assert "last query sees last key" in failed(check_attention(Layer(), d_model=D))
+
+
+@pytest.mark.parametrize("seed", DRAWN)
+def test_right_models_pass(seed):
+    translate(seed=seed).raise_if_failed()
+    torch.manual_seed(seed)
+    check_model(Continuer(), vocab_size=V, decoder_only=True, seed=seed).raise_if_failed()
+
+
+# what is wrong is caught
+
+
+@pytest.mark.parametrize("fault", WRONG_FUNCTIONS)
+def test_a_wrong_function_is_caught_by_the_property_that_should(fault):
+    candidate, name = WRONG_FUNCTIONS[fault]
+    assert name in failed(check_attention(candidate))
+
+
+@pytest.mark.parametrize("fault", WRONG_MODULES)
+def test_a_wrong_module_is_caught_by_the_property_that_should(fault):
+    kind, name = WRONG_MODULES[fault]
+    assert name in failed(examine(kind))
+
+
+@pytest.mark.parametrize("fault", WRONG_MODELS)
+def test_a_wrong_model_is_caught_by_the_property_that_should(fault):
+    assert WRONG_MODELS[fault] in failed(translate(fault))
+
+
+def test_a_wrong_decoder_only_model_is_caught():
+    torch.manual_seed(0)
+    report = check_model(Continuer("no causal mask"), vocab_size=V, decoder_only=True)
+    assert failed(report) == ["causality by perturbation"]
+
+
+@pytest.mark.parametrize(
+    "fault, alone",
+    [
+        ("no scale", "agrees with torch"),
+        ("-1e9 in half precision", "works in float16"),
+        ("uniform on empty rows", "empty rows are silent"),
+        ("nan on the way back", "empty rows have finite gradients"),
+        ("writes into the mask", "inputs stay unchanged"),
+    ],
+)
+def test_some_faults_are_seen_by_one_property_alone(fault, alone):
+    assert failed(check_attention(WRONG_FUNCTIONS[fault][0])) == [alone]
+
+
+def test_a_leak_in_one_head_of_one_row_is_placed():
+    def leaky(query, key, value, mask=None, *, causal=False):
+        out = explicit(query, key, value, mask, causal=causal).clone()
+        if causal and out.shape[:3] == (2, 3, 7):
+            out[1, 2, 3] = out[1, 2, 3] + value[1, 2, 5]
+        return out
+
+    found = {bad.property: bad.where for bad in check_attention(leaky).failures}
+    assert found["causality by perturbation"].startswith("batch 1, head 2, query 3, feature ")
+    assert found["causality by gradient"] == "batch 1, query 3, key 5"
+
+
+# the examination itself
+
+
+def test_a_candidate_that_raises_fails_and_the_rest_goes_on():
+    def half_shy(query, key, value, mask=None, *, causal=False):
+        if query.dtype == torch.float16:
+            raise RuntimeError("not implemented for 'Half'\nsecond line")
+        return explicit(query, key, value, mask, causal=causal)
+
+    report = check_attention(half_shy)
+    assert failed(report) == ["works in float16"]
+    assert report.failures[0].where == "RuntimeError: not implemented for 'Half'"
+    assert report.failures[0].worst == math.inf
+
+
+def test_what_cannot_be_called_is_asked_nothing_more_and_told_of_adapters():
+    report = check_attention(F.scaled_dot_product_attention)
+    assert failed(report) == ["accepts the call"] and not report.passed
+    assert "causal" in report.failures[0].where and "call_with_mask" in report.failures[0].hint
+    assert {r.where for r in report if r.verdict == "n.a."} == {"not asked: the call failed"}
+
+
+def test_an_output_of_another_shape_is_refused_with_both_shapes():
+    report = check_attention(lambda q, k, v, mask=None, causal=False: v)
+    assert "must have shape (2, 3, 5, 13), got (2, 3, 7, 13)" in report.failures[0].where
+    report = check_model(lambda tokens: torch.zeros(2, 5, 3), vocab_size=V, decoder_only=True)
+    assert "must have shape (2, 5, 23), got (2, 5, 3)" in report.failures[0].where
+
+
+def test_nan_is_a_failure_and_not_a_pass():
+    report = check_attention(lambda q, k, v, mask=None, causal=False: explicit(q, k, v) * math.nan)
+    assert failed(report) == ["accepts the call"]
+
+
+def test_the_candidate_its_mode_its_gradients_and_the_random_state_are_left_alone():
+    torch.manual_seed(0)
+    module, state = Heads(dropout=0.5).train(), torch.get_rng_state()
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    check_attention(module, d_model=D, make_cache=Cache).raise_if_failed()
+    assert module.training and module.dropout == 0.5
+    assert all(p.grad is None and p.dtype == torch.float32 for p in module.parameters())
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
+    model = Translator().train()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    torch.set_rng_state(state)
+    check_model(model, vocab_size=V).raise_if_failed()
+    assert model.training and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_two_examinations_give_the_same_report():
+    assert repr(examine(Heads)) == repr(examine(Heads))
+
+
+def test_a_model_without_a_cache_or_a_source_is_not_asked_about_them():
+    torch.manual_seed(0)
+    report = check_model(Continuer(), vocab_size=V, decoder_only=True)
+    missing = {r.property: r.where for r in report if r.verdict == "n.a."}
+    assert missing == {
+        "padding does not matter": "reads no source",
+        "every source token matters": "reads no source",
+        "cache equals no cache": "no cached= given",
+    }
+
+
+def test_a_model_that_brings_encode_decode_and_make_cache_is_decoded_by_them():
+    class WithCache(Translator):
+        def encode(self, source, source_mask):
+            self.memory = self.encoder(self.embed(source))
+            return self.memory
+
+        def make_cache(self):
+            return [torch.empty(2, 0, D)]
+
+        def decode(self, target, memory, hidden=None, *, cache=None):
+            if cache is None:
+                return super().decode(target, memory, hidden)
+            cache[0] = torch.cat([cache[0], self.embed(target, cache[0].shape[1])], dim=1)
+            return super().decode(cache[0], memory, hidden)[:, -target.shape[1] :]
+
+    torch.manual_seed(0)
+    report = check_model(WithCache(), vocab_size=V)
+    report.raise_if_failed()
+    assert "cache equals no cache" in applied(report)
+
+
+def test_an_adapter_calls_models_that_are_called_otherwise():
+    torch.manual_seed(0)
+    model = Translator()
+
+    def swapped(model, source, target, source_mask):
+        return model(target=target, source=source, source_mask=source_mask)
+
+    check_model(model, vocab_size=V, adapter=swapped).raise_if_failed()
+    mask_lost = check_model(model, vocab_size=V, adapter=lambda m, s, t, mask: m(s, t))
+    assert failed(mask_lost) == ["padding does not matter"]
+
+
+def test_a_trained_model_may_decline_the_initial_loss():
+    report = translate("output weights too large", skip={"initial loss": "trained"})
+    assert report.passed and sum(r.where == "trained" for r in report) == 2
+
+
+# reports
+
+
+REPORT = Report(
+    "mine",
+    (
+        Result("first", "pass", 0.0, "≤ 1e-05"),
+        Result("second <i>", "FAIL", 0.25, "≤ 1e-05", "batch 1, query 3", "Look at the mask."),
+        Result("third", "n.a.", where="no cache"),
+    ),
+)
+
+
+def test_a_report_prints_as_an_aligned_table():
+    assert repr(REPORT) == str(REPORT)
+    assert str(REPORT).splitlines() == [
+        "mine: 1 of 2 properties hold",
+        "property    verdict  worst  allowed  where, or why not",
+        "first       pass     0      ≤ 1e-05",
+        "second <i>  FAIL     0.25   ≤ 1e-05  batch 1, query 3",
+        "third       n.a.                     no cache",
+    ]
+
+
+def test_a_report_is_a_table_on_a_page_with_its_text_escaped():
+    page = REPORT._repr_html_()
+    assert page.count("<tr>") == 4 and page.count("<th>") == 5 and page.count("<td>") == 15
+    assert "second &lt;i&gt;" in page and "<caption>mine: 1 of 2 properties hold</caption>" in page
+
+
+def test_raising_says_for_each_failure_where_and_what_to_look_for():
+    with pytest.raises(AssertionError) as caught:
+        REPORT.raise_if_failed()
+    assert str(caught.value).splitlines() == [
+        "mine: 1 of 2 properties hold",
+        "- second <i> (batch 1, query 3): Look at the mask.",
+    ]
+    assert not REPORT.passed and [r.property for r in REPORT] == ["first", "second <i>", "third"]
+    assert Report("mine", REPORT.results[:1]).raise_if_failed() is None
+
+
+def test_every_property_has_a_name_of_its_own_and_a_hint():
+    for report in (check_attention(explicit), translate()):
+        assert len({r.property for r in report}) == len(report.results)
+    _, wrong = check_attention(explicit), check_attention(WRONG_FUNCTIONS["mask ignored"][0])
+    assert all(len(bad.hint) > 30 and bad.hint[-1] in "?.)" for bad in wrong.failures)
+
+
+# wrong use
+
+
+@pytest.mark.bad_input
+def test_what_cannot_be_examined_is_refused():
+    with pytest.raises(ValueError, match="check_attention: the candidate must be callable, got i"):
+        check_attention(3)
+    with pytest.raises(ValueError, match="check_attention: d_model must be at least 2, got 0"):
+        check_attention(Heads(), d_model=0)
+    with pytest.raises(ValueError, match="check_model: vocab_size must be at least 7, got 1"):
+        check_model(Continuer(), vocab_size=1)
+    with pytest.raises(ValueError, match="skip must name .*'order'.*, got .'causality'."):
+        check_attention(explicit, skip={"causality": "I am in a hurry"})
+
+
+@pytest.mark.bad_input
+def test_a_module_with_positions_first_is_refused():
+    module = nn.MultiheadAttention(D, 3)
+    report = check_attention(module, d_model=D, adapter=call_torch_module)
+    assert report.failures[0].where == (
+        "ValueError: call_torch_module: batch_first must be True, got False"
+    )
