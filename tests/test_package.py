@@ -3,11 +3,13 @@
 import ast
 import importlib
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 import zipfile
 from pathlib import Path
@@ -223,10 +225,41 @@ def test_every_public_name_says_what_the_caller_gets(name, thing):
         assert not missing, f"{name}: no annotation of {missing}"
 
 
+def lines_of_code(source):
+    """The lines that do something: no docstrings, comments, blank lines or marks of nbdev."""
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if (
+            token.type not in {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE}
+            and token.string.strip()
+        ):
+            code |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(code)
+
+
+def test_lines_of_code_are_counted_without_their_explanations():
+    assert (
+        lines_of_code(
+            '"""Doc."""\n\n# why\nx = (\n    1\n)\n\n\ndef f():\n    """Doc\n    more."""\n'
+        )
+        == 4
+    )
+
+
+# One idea fits 250 lines of code. The conformance kit is one idea with a check for each of many
+# properties.
+LONGER = {"testing": 500}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_holds_one_idea(module):
     source = (ROOT / "transformer_lib" / f"{module}.py").read_text()
-    assert len(source.splitlines()) <= 300  # the guidance is 250
+    assert lines_of_code(source) <= LONGER.get(module, 250)
     assert ast.get_docstring(ast.parse(source)), "the chapter's thesis became no docstring"
 
 

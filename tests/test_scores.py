@@ -219,7 +219,7 @@ def test_learned_scores_survive_a_state_dict_and_show_their_sizes():
         assert str(KQ) in repr(one) and str(KK) in repr(one)
 
 
-@pytest.mark.skipif(hasattr(dot_score, "__wrapped__"), reason="type checks cannot be traced")
+@pytest.mark.plain
 @each_score
 def test_compiles_into_one_graph(name):
     score, width = score_named(name)

@@ -29,8 +29,8 @@ def influence(
         inputs: tensors with S positions on the axis before their last.
 
     Returns:
-        The size of d out_t / d in_s, largest over inputs, heads and features: 0 where nothing
-        can pass.
+        The size of d out_t / d in_s, at its largest among inputs, heads and features; 0 where
+        nothing can pass.
     """
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     out, rows = call(*inputs), []
