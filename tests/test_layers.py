@@ -422,6 +422,18 @@ def test_the_cache_names_its_two_parts():
     assert cache.self_attention is cache[0] and cache.cross_attention is cache[1]
 
 
+@torch.no_grad()
+def test_a_layer_goes_on_from_the_rows_selected():
+    layer, x, memory = decoder(), normal(3, T, D), normal(3, S, D, seed=1)
+    for rows in ([2, 0, 1], [1, 1, 0, 2], [0]):
+        cache = LayerCache(KVCache(T), KVCache())
+        layer(x[:, :2], memory, cache=cache)
+        assert cache.select(torch.tensor(rows)) is None
+        unread = torch.full((len(rows), S, D), math.nan, dtype=x.dtype)  # the cache knows it
+        after = layer(x[rows, 2:], unread, cache=cache)
+        torch.testing.assert_close(after, layer(x, memory)[rows, 2:])
+
+
 # what the arguments do
 
 

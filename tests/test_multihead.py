@@ -467,6 +467,59 @@ def test_a_cache_never_moves_once_it_has_its_room():
     assert torch.equal(cache.stored()[0], keys) and torch.equal(cache.stored()[1], values)
 
 
+@GROUPS
+@pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 0, 2, 2], [2], [0, 1, 2], []])
+@pytest.mark.parametrize("index", [torch.int64, torch.int32])
+@torch.no_grad()
+def test_selected_rows_go_on_as_if_they_had_been_the_batch_from_the_start(rows, index, n_kv_heads):
+    attention, x, chosen = layer(n_kv_heads), normal(3, T, D), torch.tensor(rows).long()
+    cache, cross, key = KVCache(T + 2), KVCache(), normal(3, S, D, seed=1)
+    attention(x[:, :3], causal=True, cache=cache)
+    attention(x, key, cache=cross)
+    for one in (cache, cross):
+        one.select(chosen.to(index))
+    assert cache.length == 3 and cache.max_len == T + 2
+    assert cache.n_bytes == 2 * len(rows) * n_kv_heads * (T + 2) * K * 8
+    after = attention(x[chosen, 3:], causal=True, cache=cache)
+    torch.testing.assert_close(after, attention(x, causal=True)[chosen, 3:])
+    unread = torch.full((len(rows), S, D), math.nan, dtype=x.dtype)
+    across = attention(x[chosen], unread, cache=cross)
+    torch.testing.assert_close(across, attention(x, key)[chosen])
+
+
+@torch.no_grad()
+def test_a_selection_leaves_what_was_handed_out_before():
+    cache = KVCache(4)
+    key, value = normal(3, 2, 3, K), normal(3, 2, 3, K, seed=1)
+    handed = cache.append(key, value)
+    cache.select(torch.tensor([1, 0, 1]))
+    cache.append(normal(3, 2, 1, K), normal(3, 2, 1, K))
+    assert torch.equal(handed[0], key) and torch.equal(handed[1], value)
+    assert torch.equal(cache.stored()[0][:, :, :3], key[[1, 0, 1]])
+    assert torch.equal(cache.stored()[1][:, :, :3], value[[1, 0, 1]])
+
+
+def test_a_selection_outside_the_batch_is_refused_and_changes_nothing():
+    cache, key = KVCache(4), normal(3, 2, 3, K)
+    with pytest.raises(ValueError, match="KVCache.select: there must be .* got an empty cache"):
+        cache.select(torch.tensor([0]))
+    cache.append(key, key)
+    for rows, got in (([0, 3], "0 to 3"), ([-1, 2], "-1 to 2")):
+        with pytest.raises(ValueError, match=f"rows must lie in 0 to 2, the batch .* got {got}"):
+            cache.select(torch.tensor(rows))
+    assert torch.equal(cache.stored()[0], key)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("rows", [torch.tensor(1), torch.tensor([[0, 1]]), torch.tensor([True])])
+def test_a_selection_needs_a_list_of_integers(rows):
+    cache = KVCache(4)
+    cache.append(normal(3, 2, 3, K), normal(3, 2, 3, K))
+    got = re.escape(f"{tuple(rows.shape)} of {rows.dtype}")
+    with pytest.raises(ValueError, match=f"KVCache.select: rows must be .* got {got}"):
+        cache.select(rows)
+
+
 def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
     cache, pair = KVCache(max_len=4), [normal(B, 2, 3, K), normal(B, 2, 3, K)]
     with pytest.raises(ValueError, match="got an empty cache"):

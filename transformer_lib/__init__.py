@@ -2,6 +2,9 @@
 
 __version__ = "0.1.0"
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .attention import attend, attend_with_weights, causal_mask, padding_mask, tiled_attend
 from .layers import (
     DecoderLayer,
@@ -36,6 +39,84 @@ from .testing import (
     check_model,
     influence,
 )
+
+if TYPE_CHECKING:
+    from .datasets import multi30k, number_names, stdlib_source, tiny_shakespeare
+    from .decoding import Hypothesis, beam_search, greedy
+    from .objectives import (
+        SCHEDULES,
+        MovingAverage,
+        constant,
+        cosine,
+        inverse_sqrt,
+        language_loss,
+        linear,
+        paper_rate,
+        token_loss,
+        translation_loss,
+    )
+    from .text import (
+        BEGIN,
+        END,
+        PAD,
+        SPECIALS,
+        UNKNOWN,
+        Batch,
+        BlockBatches,
+        Blocks,
+        PairBatches,
+        ResumableBatches,
+        Tokenizer,
+    )
+    from .trainer import (
+        LOG,
+        Batches,
+        Loss,
+        NonFiniteLoss,
+        Trainer,
+        TrainingBatch,
+        TrainingConfig,
+        make_optimizer,
+        tensorboard_log,
+    )
+    from .training import RECIPES, Recipe, export_model
+    from .translation import PROTOCOLS, Score, Translator, record_scores, score
+
+# What needs more than torch, or is only for training, is loaded when it is first asked for.
+_LATER = {
+    "text": (
+        "BEGIN END PAD SPECIALS UNKNOWN "
+        "Batch BlockBatches Blocks PairBatches ResumableBatches Tokenizer"
+    ),
+    "datasets": "multi30k number_names stdlib_source tiny_shakespeare",
+    "objectives": (
+        "SCHEDULES MovingAverage constant cosine inverse_sqrt "
+        "language_loss linear paper_rate token_loss translation_loss"
+    ),
+    "checkpoints": "",  # many names that only a trainer needs: import the module
+    "devices": "",
+    "trainer": (
+        "LOG Batches Loss NonFiniteLoss Trainer "
+        "TrainingBatch TrainingConfig make_optimizer tensorboard_log"
+    ),
+    "training": "RECIPES Recipe export_model",
+    "decoding": "Hypothesis beam_search greedy",
+    "translation": "PROTOCOLS Score Translator record_scores score",
+}
+_HOME = {name: module for module, names in _LATER.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module 'transformer_lib' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
 
 __all__ = [
     "attend",
@@ -81,4 +162,49 @@ __all__ = [
     "check_attention",
     "check_model",
     "influence",
+    "BEGIN",
+    "END",
+    "PAD",
+    "SPECIALS",
+    "UNKNOWN",
+    "Batch",
+    "BlockBatches",
+    "Blocks",
+    "PairBatches",
+    "ResumableBatches",
+    "Tokenizer",
+    "multi30k",
+    "number_names",
+    "stdlib_source",
+    "tiny_shakespeare",
+    "SCHEDULES",
+    "MovingAverage",
+    "constant",
+    "cosine",
+    "inverse_sqrt",
+    "language_loss",
+    "linear",
+    "paper_rate",
+    "token_loss",
+    "translation_loss",
+    "LOG",
+    "Batches",
+    "Loss",
+    "NonFiniteLoss",
+    "Trainer",
+    "TrainingBatch",
+    "TrainingConfig",
+    "make_optimizer",
+    "tensorboard_log",
+    "RECIPES",
+    "Recipe",
+    "export_model",
+    "Hypothesis",
+    "beam_search",
+    "greedy",
+    "PROTOCOLS",
+    "Score",
+    "Translator",
+    "record_scores",
+    "score",
 ]

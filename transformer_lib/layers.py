@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .multihead import KVCache, MultiHeadAttention, PositionScheme
@@ -203,6 +203,11 @@ class LayerCache(NamedTuple):
 
     self_attention: KVCache
     cross_attention: KVCache
+
+    def select(self, rows: Int[Tensor, "N"]) -> None:
+        """Reorder, repeat or drop rows of the batch in both, as KVCache.select does."""
+        for cache in self:
+            cache.select(rows)
 
 # %% ../chapters/06_layers.ipynb #aa9cb28c
 class DecoderLayer(nn.Module):

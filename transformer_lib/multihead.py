@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .attention import attend, attend_with_weights
@@ -77,6 +77,26 @@ class KVCache:
         if self._room is None:
             raise ValueError("KVCache.stored: there must be something stored, got an empty cache")
         return self._room[0, :, :, : self.length], self._room[1, :, :, : self.length]
+
+    def select(self, rows: Int[Tensor, "N"]) -> None:
+        """Make what row rows[i] of the batch holds the new row i, so that N rows are left.
+
+        Reorders, repeats and drops rows; views handed out earlier keep the old ones.
+        """
+        if self._room is None:
+            raise ValueError("KVCache.select: there must be something stored, got an empty cache")
+        if rows.dim() != 1 or rows.dtype not in (torch.int32, torch.int64):
+            got = f"{tuple(rows.shape)} of {rows.dtype}"
+            raise ValueError(f"KVCache.select: rows must be (N,) int32 or int64, got {got}")
+        batch, old, n = self._room.shape[1], self._room, self.length
+        if rows.device.type == "cpu" and len(rows):  # an accelerator would have to be waited for
+            low, high = (int(row) for row in rows.aminmax())
+            if low < 0 or high >= batch:
+                must = f"rows must lie in 0 to {batch - 1}, the batch stored"
+                raise ValueError(f"KVCache.select: {must}, got {low} to {high}")
+        self._room = old.new_empty(2, len(rows), *old.shape[2:])
+        for part, kept in zip(old[:, :, :, :n], self._room[:, :, :, :n], strict=True):
+            torch.index_select(part, 0, rows, out=kept)  # keys, then values: only the used part
 
     @property
     def n_bytes(self) -> int:

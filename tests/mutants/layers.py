@@ -206,4 +206,5 @@ MUTANTS = [
     ),
     ("any layer accepted", "if not isinstance(layer, kind):", "if False:"),
     ("another batch of memory accepted", " or shape[0] != shapes[0][0]", ""),
+    ("a selection forgets the memory", "for cache in self:", "for cache in self[:1]:"),
 ]

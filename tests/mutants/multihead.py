@@ -182,4 +182,29 @@ MUTANTS = [
         "if key is not None and self.positions is not None:",
         "if False:",
     ),
+    (
+        "a selection takes keys for values",
+        "in zip(old[:, :, :, :n], self._room[:, :, :, :n], strict=True):",
+        "in zip(old[[0, 0], :, :, :n], self._room[:, :, :, :n], strict=True):",
+    ),
+    (
+        "a selection leaves the last position behind",
+        "old, n = self._room.shape[1], self._room, self.length",
+        "old, n = self._room.shape[1], self._room, self.length - 1",
+    ),
+    (
+        "a selection overwrites what was handed out",
+        "self._room = old.new_empty(2, len(rows), *old.shape[2:])",
+        "self._room = old if len(rows) == batch else old.new_empty(2, len(rows), *old.shape[2:])",
+    ),
+    (
+        "a selection takes any row",
+        "if low < 0 or high >= batch:",
+        "if low < 0 or high > batch:",
+    ),
+    (
+        "a selection counts from the end",
+        "if low < 0 or high >= batch:",
+        "if high >= batch:",
+    ),
 ]

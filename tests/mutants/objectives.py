@@ -1,0 +1,138 @@
+"""Ways to break objectives.py, each of which tests/test_objectives.py must notice."""
+
+MUTANTS = [
+    # the loss of tokens
+    ("smoothing forgotten", "        label_smoothing=smoothing,\n", ""),
+    ("mean for sum", 'reduction="sum"', 'reduction="mean"'),
+    ("padding counted", "ignore_index=-100 if padding is None else padding", "ignore_index=-100"),
+    (
+        "token 0 never counts",
+        "ignore_index=-100 if padding is None else padding",
+        "ignore_index=PAD if padding is None else padding",
+    ),
+    (
+        "logits stay in half precision",
+        ".to(torch.promote_types(logits.dtype, torch.float32))",
+        "",
+    ),
+    (
+        "float64 logits narrowed",
+        ".to(torch.promote_types(logits.dtype, torch.float32))",
+        ".float()",
+    ),
+    (
+        "softmax, then log",
+        "logits.reshape(-1, logits.shape[-1]).to(",
+        "(logits.reshape(-1, logits.shape[-1]).softmax(-1) + 1e-9).log().to(",
+    ),
+    ("smoothing of one taken", "if not 0 <= smoothing < 1:", "if not 0 <= smoothing <= 1:"),
+    ("negative smoothing taken", "if not 0 <= smoothing < 1:", "if not smoothing < 1:"),
+    ("shapes not compared", "if logits.shape[:-1] != labels.shape:", "if False:"),
+    ("labels not looked at", "_check_labels(labels, logits.shape[-1], padding)", "pass"),
+    ("a label of V accepted", "high >= vocab_size", "high > vocab_size"),
+    ("negative labels accepted", "low < 0 or ", ""),
+    (
+        "padding refused as a label",
+        "counted = labels if padding is None else labels[labels != padding]",
+        "counted = labels",
+    ),
+    # the loss of models
+    ("the source's padding seen", "source_mask=batch.source_mask", "source_mask=None"),
+    (
+        "labels not shifted",
+        "token_loss(logits, batch.labels, smoothing=smoothing)",
+        "token_loss(logits, batch.inputs, smoothing=smoothing)",
+    ),
+    (
+        "translations never smoothed",
+        "token_loss(logits, batch.labels, smoothing=smoothing)",
+        "token_loss(logits, batch.labels)",
+    ),
+    (
+        "token 0 of a text skipped",
+        "batch.labels, smoothing=smoothing, padding=None)",
+        "batch.labels, smoothing=smoothing)",
+    ),
+    (
+        "texts never smoothed",
+        "batch.labels, smoothing=smoothing, padding=None)",
+        "batch.labels, padding=None)",
+    ),
+    # schedules
+    (
+        "constant without warm-up",
+        "return min(1.0, step / max(1, warmup))",
+        "return 1.0",
+    ),
+    (
+        "no square root",
+        "math.sqrt(warmup / max(1, step))",
+        "warmup / max(1, step)",
+    ),
+    ("step 0 divides by zero", "math.sqrt(warmup / max(1, step))", "math.sqrt(warmup / step)"),
+    (
+        "linear below zero after its end",
+        "return max(0, n_steps - step) / max(1, n_steps - warmup)",
+        "return (n_steps - step) / max(1, n_steps - warmup)",
+    ),
+    (
+        "linear forgets that warm-up took steps",
+        "return max(0, n_steps - step) / max(1, n_steps - warmup)",
+        "return max(0, n_steps - step) / max(1, n_steps)",
+    ),
+    (
+        "cosine rises again",
+        "done = min(1.0, (step - warmup) / max(1, n_steps - warmup))",
+        "done = (step - warmup) / max(1, n_steps - warmup)",
+    ),
+    ("a whole cosine", "math.cos(math.pi * done)", "math.cos(2 * math.pi * done)"),
+    (
+        "two schedules exchanged",
+        "for schedule in (constant, inverse_sqrt, linear, cosine)",
+        "for schedule in (constant, inverse_sqrt, linear)",
+    ),
+    (
+        "the paper's rate without warm-up",
+        "return (d_model * warmup) ** -0.5",
+        "return d_model**-0.5",
+    ),
+    # moving averages
+    ("the average is the model", "name: p.detach().clone().to(", "name: p.detach().to("),
+    (
+        "kept in half precision",
+        "p.detach().clone().to(torch.promote_types(p.dtype, torch.float32))",
+        "p.detach().clone()",
+    ),
+    (
+        "weights of old and new exchanged",
+        "average.lerp_(parameter.to(average.dtype), 1 - decay)",
+        "average.lerp_(parameter.to(average.dtype), decay)",
+    ),
+    (
+        "the start never forgotten",
+        "decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))",
+        "decay = self.decay",
+    ),
+    (
+        "counted after use",
+        "(1 + self.n_updates) / (10 + self.n_updates)",
+        "self.n_updates / (9 + self.n_updates)",
+    ),
+    ("nothing given back", "parameter.copy_(before)", "pass"),
+    ("nothing lent", "parameter.copy_(average)", "pass"),
+    (
+        "given back only if all went well",
+        "            yield\n        finally:\n",
+        "            yield\n        except ZeroDivisionError:\n            pass\n        else:\n",
+    ),
+    (
+        "average and parameter exchanged",
+        "                    parameter.copy_(average)\n",
+        "                    now = parameter.clone()\n"
+        "                    parameter.copy_(average)\n"
+        "                    average.copy_(now)\n",
+    ),
+    ("any model taken", "if ours != theirs:", "if False:"),
+    ("shapes of parameters not compared", "if ours != theirs:", "if ours.keys() != theirs.keys():"),
+    ("a decay of one taken", "if not 0 <= decay < 1:", "if not 0 <= decay <= 1:"),
+]

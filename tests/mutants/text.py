@@ -1,0 +1,285 @@
+"""Ways to break text.py, each of which tests/test_text.py must notice."""
+
+MUTANTS = [
+    # tokenizer
+    (
+        "specials registered, so that a text can contain them",
+        '| {"added_tokens": []}, ensure_ascii',
+        ", ensure_ascii",
+    ),
+    ("a space put in front", "add_prefix_space=False", "add_prefix_space=True"),
+    (
+        "merges across words",
+        "ByteLevel(add_prefix_space=False)\n",
+        "ByteLevel(add_prefix_space=False, use_regex=False)\n",
+    ),
+    (
+        "only bytes seen in the text",
+        "initial_alphabet=t.pre_tokenizers.ByteLevel.alphabet()",
+        "initial_alphabet=[]",
+    ),
+    (
+        "text normalised",
+        "inner.decoder = t.decoders.ByteLevel()",
+        "inner.decoder, inner.normalizer = t.decoders.ByteLevel(), t.normalizers.NFC()",
+    ),
+    (
+        "rare pieces first",
+        "key=lambda piece: (-count[piece], piece)",
+        "key=lambda piece: (count[piece], piece)",
+    ),
+    (
+        "ties in any order",
+        "key=lambda piece: (-count[piece], piece)",
+        "key=lambda piece: -count[piece]",
+    ),
+    ("specials listed twice", "count.keys() - set(SPECIALS)", "count.keys()"),
+    ("a word can be a special", "max(i, UNKNOWN) for i in row.ids", "i for i in row.ids"),
+    ("characters joined by spaces", "split, t.decoders.Fuse()))", "split, None))"),
+    ("newlines are no characters", r't.Regex(r"[\s\S]")', 't.Regex(".")'),
+    ("END written out", "ids[: ids.index(END)] if END in ids else ids", "ids"),
+    (
+        "the last END ends",
+        "ids[: ids.index(END)] if END in ids",
+        "ids[: len(ids) - 1 - ids[::-1].index(END)] if END in ids",
+    ),
+    ("padding written out", "if i not in (PAD, BEGIN)]", "if i != BEGIN]"),
+    ("unknown words vanish", "if i not in (PAD, BEGIN)]", "if i not in (PAD, BEGIN, UNKNOWN)]"),
+    (
+        "pieces as byte letters",
+        "[_readable(piece) for piece in pieces] if self._of_bytes else pieces",
+        "pieces",
+    ),
+    (
+        "broken bytes all alike",
+        'decode(errors="backslashreplace")',
+        'decode(errors="replace")',
+    ),
+    ("half characters let through", "if half := _HALF.search(text):", "if half := None:"),
+    ("other specials accepted", "if first != SPECIALS:", "if False:"),
+    ("negative ids accepted", "if not 0 <= i < size", "if not i < size"),
+    ("ids beyond the end accepted", "if not 0 <= i < size", "if not 0 <= i"),
+    ("too small a vocabulary accepted", "if vocab_size < least:", "if vocab_size < 256:"),
+    ("one string taken for many", "if isinstance(texts, str):", "if False:"),
+    (
+        "saved in place",
+        "unfinished.replace(path)",
+        "Path(path).write_text(self.json); unfinished.replace(path)",
+    ),
+    (
+        "saved in place from the start",
+        'unfinished = Path(f"{os.fspath(path)}.{os.getpid()}")',
+        "unfinished = Path(path)",
+    ),
+    ("an unfinished file left", "unfinished.unlink(missing_ok=True)", "pass"),
+    ("pickled without its text", "return Tokenizer, (self.json,)", 'return Tokenizer, ("{}",)'),
+    # batch
+    ("inputs not shifted", "return self.target[:, :-1]", "return self.target[:, 1:]"),
+    ("labels not shifted", "return self.target[:, 1:]", "return self.target[:, :-1]"),
+    (
+        "the mask inverted",
+        "(keys < self.source_lengths[:, None])",
+        "(keys >= self.source_lengths[:, None])",
+    ),
+    (
+        "END hidden from the mask",
+        "(keys < self.source_lengths[:, None])",
+        "(keys < self.source_lengths[:, None] - 1)",
+    ),
+    ("BEGIN counted", "int((self.labels != PAD).sum())", "int((self.target != PAD).sum())"),
+    ("padding counted", "int((self.labels != PAD).sum())", "self.labels.numel()"),
+    ("parts are neighbours", "return slice(i, None, n)", "return slice(i, i + n, 1)"),
+    (
+        "parts not cut",
+        "return Batch(source[:, :n_source], target[:, :n_target], lengths)",
+        "return Batch(source, target, lengths)",
+    ),
+    (
+        "a part without rows has no position",
+        "n_source = max([1, *lengths.tolist()])",
+        "n_source = max([0, *lengths.tolist()])",
+    ),
+    ("a part without rows has no label", "max([2, *(target", "max([1, *(target"),
+    (
+        "parts cut to the first row",
+        "n_source = max([1, *lengths.tolist()])",
+        "n_source = max([1, *lengths.tolist()[:1]])",
+    ),
+    ("the count does not move along", 'moved.__dict__["n_tokens"] = self.n_tokens', "pass"),
+    ("any part accepted", "if not 0 <= i < n:", "if n < 1:"),
+    # order and state
+    (
+        "the epoch does not matter to pairs",
+        "generator = np.random.default_rng([self.seed, epoch])\n        pairs",
+        "generator = np.random.default_rng([self.seed])\n        pairs",
+    ),
+    (
+        "the seed does not matter to pairs",
+        "generator = np.random.default_rng([self.seed, epoch])\n        pairs",
+        "generator = np.random.default_rng([epoch])\n        pairs",
+    ),
+    (
+        "the global generator asked",
+        "generator = np.random.default_rng([self.seed, epoch])\n        pairs",
+        "generator = np.random\n        pairs",
+    ),
+    (
+        "the order from luck",
+        "generator = np.random.default_rng([self.seed, epoch])\n        pairs",
+        "generator = np.random.default_rng()\n        pairs",
+    ),
+    (
+        "the epoch does not matter to blocks",
+        "generator = np.random.default_rng([self.seed, epoch])\n        last",
+        "generator = np.random.default_rng([self.seed])\n        last",
+    ),
+    (
+        "state after the last batch points behind the end",
+        "if self._next == len(items):",
+        "if False:",
+    ),
+    (
+        "state of the batch given out, not of the next",
+        '"next": self._next}',
+        '"next": max(0, self._next - 1)}',
+    ),
+    (
+        "the next epoch begins with its second batch",
+        "self._epoch, self._next = self._epoch + 1, 0",
+        "self._epoch, self._next = self._epoch + 1, 1",
+    ),
+    (
+        "every second epoch left out",
+        "self._epoch, self._next = self._epoch + 1, 0",
+        "self._epoch, self._next = self._epoch + 2, 0",
+    ),
+    (
+        "a loop begins at the start",
+        "        epoch = self._epoch\n",
+        "        epoch, self._next = self._epoch, 0\n",
+    ),
+    ("a stale order kept", "if self._epoch not in self._orders:", "if not self._orders:"),
+    ("the state's epoch ignored", "self._epoch, self._next = epoch, place", "self._next = place"),
+    (
+        "the state's place ignored",
+        "self._epoch, self._next = epoch, place",
+        "self._epoch, self._next = epoch, 0",
+    ),
+    ("any state accepted", "if not 0 <= place < n:", "if n < 0:"),
+    ("a place behind the end accepted", "if not 0 <= place < n:", "if not 0 <= place <= n:"),
+    ("negative seeds accepted", "if seed < 0:", "if False:"),
+    # pairs
+    (
+        "rows end where the next begins",
+        "masked_fill(steps >= lengths, PAD)",
+        "masked_fill(steps > lengths, PAD)",
+    ),
+    ("padded with END", "masked_fill(steps >= lengths, PAD)", "masked_fill(steps >= lengths, END)"),
+    ("the last row read past the end", ".clamp_max(len(self.ids) - 1)", ""),
+    ("sources without END", "_Rows(sources, [], [END])", "_Rows(sources, [], [])"),
+    ("sources with BEGIN", "_Rows(sources, [], [END])", "_Rows(sources, [BEGIN], [END])"),
+    ("targets without BEGIN", "_Rows(targets, [BEGIN], [END])", "_Rows(targets, [], [END])"),
+    (
+        "sides exchanged",
+        "Batch(self._sources.padded(which), self._targets.padded(which)",
+        "Batch(self._targets.padded(which), self._sources.padded(which)",
+    ),
+    ("not by length", 'pairs = pairs[np.argsort(self._longest[pairs], kind="stable")]', "pass"),
+    (
+        "by the source's length alone",
+        "torch.maximum(self._sources.lengths, self._targets.lengths)",
+        "torch.maximum(self._sources.lengths, self._sources.lengths)",
+    ),
+    ("equals always together", "pairs = generator.permutation(pairs)", "pass"),
+    (
+        "short batches first",
+        "batches = [batches[i] for i in generator.permutation(len(batches))]",
+        "pass",
+    ),
+    (
+        "shuffled though told not to",
+        "        if self.shuffle:\n            pairs =",
+        "        if True:\n            pairs =",
+    ),
+    (
+        "one row too many",
+        "if (i + 1 - first) * longest > self.max_tokens:",
+        "if (i - first) * longest > self.max_tokens:",
+    ),
+    (
+        "batches smaller than they may be",
+        "if (i + 1 - first) * longest > self.max_tokens:",
+        "if (i + 1 - first) * longest >= self.max_tokens:",
+    ),
+    (
+        "specials not counted for the budget",
+        "n_source, n_target = len(source) + 1, len(target) + 2",
+        "n_source, n_target = len(source), len(target)",
+    ),
+    ("pairs beyond the budget accepted", "if max(n_source, n_target) > max_tokens:", "if False:"),
+    ("specials accepted in rows", "default=UNKNOWN)) < UNKNOWN:", "default=UNKNOWN)) < PAD:"),
+    (
+        "UNKNOWN refused in rows",
+        "default=UNKNOWN)) < UNKNOWN:",
+        "default=UNKNOWN + 1)) <= UNKNOWN:",
+    ),
+    (
+        "sides that do not pair up accepted",
+        "if not 0 < len(sources) == len(targets):",
+        "if not len(sources):",
+    ),
+    # blocks
+    (
+        "labels are the inputs",
+        "return Blocks(rows[:, :-1], rows[:, 1:])",
+        "return Blocks(rows[:, :-1], rows[:, :-1])",
+    ),
+    (
+        "inputs are the labels",
+        "return Blocks(rows[:, :-1], rows[:, 1:])",
+        "return Blocks(rows[:, 1:], rows[:, 1:])",
+    ),
+    (
+        "blocks in the order of the text",
+        "starts = generator.permutation(np.arange(offset, last + 1, self.block))",
+        "starts = np.arange(offset, last + 1, self.block)",
+    ),
+    (
+        "borders never move",
+        "offset = int(generator.integers(min(self.block, last + 1)))",
+        "offset = 0",
+    ),
+    (
+        "blocks overlap",
+        "np.arange(offset, last + 1, self.block)",
+        "np.arange(offset, last + 1, max(1, self.block - 1))",
+    ),
+    (
+        "the last block forgotten",
+        "np.arange(offset, last + 1, self.block)",
+        "np.arange(offset, last, self.block)",
+    ),
+    (
+        "the last token never read",
+        "last = len(self._tokens) - 1 - self.block",
+        "last = len(self._tokens) - 2 - self.block",
+    ),
+    (
+        "batches of one more",
+        "np.arange(self.batch_size, len(starts), self.batch_size)",
+        "np.arange(self.batch_size + 1, len(starts), self.batch_size + 1)",
+    ),
+    ("too short a text accepted", "or len(self._tokens) <= block:", "or len(self._tokens) < 1:"),
+    ("a matrix accepted", "if self._tokens.dim() != 1 or", "if"),
+    ("blocks of nothing accepted", "if block < 1 or batch_size < 1:", "if block < 1:"),
+    (
+        "labels of parts not taken along",
+        "return Blocks(self.inputs[rows], self.labels[rows])",
+        "return Blocks(self.inputs[rows], self.labels[: len(self.inputs[rows])])",
+    ),
+    (
+        "labels stay behind",
+        "return Blocks(self.inputs.to(device), self.labels.to(device))",
+        "return Blocks(self.inputs.to(device), self.labels)",
+    ),
+]

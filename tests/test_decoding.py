@@ -1,0 +1,599 @@
+"""Decoding: what the slow searches find, for any batch; nothing lost, and bad input refused."""
+
+import copy
+import functools
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_lib.attention import padding_mask
+from transformer_lib.decoding import Hypothesis, beam_search, greedy
+from transformer_lib.models import Transformer, TransformerConfig
+
+BEGIN, END = 1, 2
+KINDS = ["sinusoidal", "learned", "rotary", "alibi", "relative", "none"]
+
+
+def make(vocab_size=7, *, seed=0, peaked=2.5, dtype=torch.float64, **options):
+    """A tiny random model, its embeddings scaled so that it has something to say."""
+    sizes = {"d_model": 8, "n_heads": 2, "d_ff": 11, "n_encoder_layers": 1, "n_decoder_layers": 2}
+    torch.manual_seed(seed)
+    config = TransformerConfig(vocab_size=vocab_size, **sizes | {"max_len": 13} | options)
+    model = Transformer(config).to(dtype).eval()
+    with torch.no_grad():
+        model.output.weight.mul_(peaked)
+    return model
+
+
+def sources(model, lengths, seed=0):
+    """Random sources of these lengths, padded with noise, and their mask."""
+    size, width = (len(lengths), max(lengths, default=0)), model.config.vocab_size
+    tokens = torch.randint(0, width, size, generator=torch.Generator().manual_seed(seed))
+    return tokens, padding_mask(torch.tensor(lengths, dtype=torch.int64), size[1])
+
+
+def bias(model, token, amount):
+    """Add an amount to one logit of every prediction."""
+    index = torch.tensor([token])
+
+    def add(module, args, out):
+        return out.index_add(-1, index, out.new_full((*out.shape[:-1], 1), amount))
+
+    return model.output.register_forward_hook(add)
+
+
+def rows_decoded(model, run):
+    """The number of rows at each step of the decoder."""
+    steps = []
+    hook = model.output.register_forward_hook(lambda module, args, out: steps.append(len(out)))
+    run()
+    hook.remove()
+    return steps
+
+
+# oracles: one sentence, no cache, no padding, no early stop
+
+
+def next_of(model, source, begin=BEGIN):
+    with torch.no_grad():
+        memory = model.encode(source[None])
+
+    @functools.cache
+    @torch.no_grad()
+    def next_log_p(prefix):
+        logits = model.decode(torch.tensor([[begin, *prefix]]), memory)[0, -1]
+        return logits.to(torch.float64).log_softmax(dim=-1).tolist()
+
+    return lambda prefix: next_log_p(tuple(prefix))
+
+
+def greedy_slowly(next_log_p, end, max_len):
+    tokens = []
+    while len(tokens) < max_len:
+        log_p = next_log_p(tokens)
+        token = max(range(len(log_p)), key=log_p.__getitem__)
+        if token == end:
+            break
+        tokens.append(token)
+    return tokens
+
+
+def beam_slowly(next_log_p, end, beam, length_penalty, max_len, enough=math.inf):
+    live, found = [([], 0.0)], []
+    for n in range(1, max_len + 1):
+        grown = [([*x, i], p + q) for x, p in live for i, q in enumerate(next_log_p(x))]
+        grown = sorted((one for one in grown if one[1] > -math.inf), key=lambda one: -one[1])
+        found += [(x[:-1], p, p / n**length_penalty) for x, p in grown[:beam] if x[-1] == end]
+        live = [(x, p) for x, p in grown if x[-1] != end][:beam]
+        if len(found) >= enough:
+            live = []
+    found = sorted(found, key=lambda one: -one[2])
+    found = [(*one, True) for one in found]
+    found += [(x, p, p / max_len**length_penalty, False) for x, p in live]
+    return found[:beam]
+
+
+def check_found(found, expected, **tolerances):
+    assert [one.tokens for one in found] == [line for line, *_ in expected]
+    assert [one.finished for one in found] == [whole for *_, whole in expected]
+    for i, name in enumerate(("log_probability", "score"), 1):
+        values = [torch.tensor([getattr(one, name) for one in found], dtype=torch.float64)]
+        values.append(torch.tensor([one[i] for one in expected], dtype=torch.float64))
+        torch.testing.assert_close(*values, **tolerances)
+
+
+# agreement
+
+
+@pytest.mark.parametrize("positions", KINDS)
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_every_position_scheme_and_shared_keys_agree(positions, n_kv_heads):
+    model = make(seed=3, positions=positions, n_kv_heads=n_kv_heads)
+    source, mask = sources(model, [4, 2])
+    options = {"beam": 3, "length_penalty": 0.5, "max_len": 6}
+    found = beam_search(model, source, mask, **options)
+    written = greedy(model, source, mask, max_len=6)
+    for tokens, row, line, n in zip(source, found, written, (4, 2), strict=True):
+        check_found(row, beam_slowly(next_of(model, tokens[:n]), END, **options))
+        assert line == greedy_slowly(next_of(model, tokens[:n]), END, 6)
+
+
+@pytest.mark.parametrize("beam", [2, 3])
+def test_an_end_among_the_best_costs_no_prefix(beam):
+    for seed in range(4):
+        model = make(9, seed=seed)
+        bias(model, END, 2.5)
+        source, _ = sources(model, [4], seed)
+        options = {"beam": beam, "length_penalty": 1.0, "max_len": 5}
+        (found,) = beam_search(model, source, **options)
+        check_found(found, beam_slowly(next_of(model, source[0]), END, **options))
+
+
+def test_the_log_probability_is_that_of_the_whole_line_and_its_end():
+    model, max_len = make(11, seed=5), 6
+    hook = bias(model, END, 2.5)
+    source, mask = sources(model, [5, 3, 4])
+    found = beam_search(model, source, mask, beam=4, length_penalty=0.7, max_len=max_len)
+    assert {one.finished for row in found for one in row} == {True, False}
+    for b, row in enumerate(found):
+        for one in row:
+            steps = [*one.tokens, END] if one.finished else one.tokens
+            logits = model(source[[b]], torch.tensor([[BEGIN, *steps[:-1]]]), source_mask=mask[[b]])
+            p = logits.log_softmax(-1)[0, range(len(steps)), steps].sum().item()
+            assert one.log_probability == pytest.approx(p, abs=1e-10)
+            assert one.score == pytest.approx(p / len(steps) ** 0.7, abs=1e-10)
+    hook.remove()
+
+
+# batches
+
+
+def test_neither_the_batch_nor_its_padding_changes_anything():
+    model = make(9, seed=1)
+    source, mask = sources(model, [5, 1, 0, 4, 2])
+    options = {"beam": 3, "max_len": 7}
+    found, written = (
+        beam_search(model, source, mask, **options),
+        greedy(model, source, mask, max_len=7),
+    )
+    noise = torch.where(mask[:, 0, 0], source, (source + 3) % 9)
+    assert not torch.equal(noise, source)
+    check_alike(beam_search(model, noise, mask, **options), found)
+    assert greedy(model, noise, mask, max_len=7) == written
+    for b, n in enumerate([5, 1, 0, 4, 2]):
+        check_alike(beam_search(model, source[[b], :n], **options), [found[b]])
+        assert greedy(model, source[[b], :n], max_len=7) == [written[b]]
+
+
+def check_alike(one, other):
+    for row, again in zip(one, other, strict=True):
+        check_found(row, [(x.tokens, x.log_probability, x.score, x.finished) for x in again])
+
+
+def test_one_mask_may_serve_all_rows_and_none_means_all_visible():
+    model = make(seed=2)
+    source, _ = sources(model, [4, 4, 4])
+    hidden = torch.tensor([True, True, True, False]).view(1, 1, 1, 4)
+    short, whole = source[:, :3], torch.ones(3, 1, 1, 4, dtype=torch.bool)
+    assert greedy(model, source, hidden, max_len=5) == greedy(model, short, max_len=5)
+    assert greedy(model, source, whole, max_len=5) == greedy(model, source, max_len=5)
+    found = beam_search(model, source, max_len=5)
+    check_alike(beam_search(model, source, whole, max_len=5), found)
+    apart = beam_search(model, short, max_len=5)
+    check_alike(beam_search(model, source, hidden, max_len=5), apart)
+    assert found[0][0].log_probability != pytest.approx(apart[0][0].log_probability)
+
+
+def test_an_empty_batch_gives_an_empty_list_and_an_empty_source_a_translation():
+    model = make()
+    for empty in ((0, 5), (0, 0)):
+        source = torch.zeros(empty, dtype=torch.int64)
+        assert greedy(model, source, max_len=4) == [] == beam_search(model, source, max_len=4)
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    hidden, mask = sources(model, [0, 3])
+    written = greedy(model, nothing, max_len=4)
+    assert written[0] == written[1] == greedy(model, hidden, mask, max_len=4)[0]
+    first = beam_search(model, nothing, beam=2, max_len=4)[0]
+    check_found(first, beam_slowly(next_of(model, nothing[0]), END, 2, 1.0, 4))
+
+
+def test_int32_sources_and_other_begin_and_end_tokens():
+    model = make(7, seed=4)
+    source, _ = sources(model, [4, 4])
+    for begin, end in ((0, 6), (3, 3)):
+        names, options = {"begin": begin, "end": end}, {"beam": 3, "max_len": 6}
+        found = beam_search(model, source.int(), **names, **options)
+        written = greedy(model, source.int(), max_len=6, **names)
+        for tokens, row, line in zip(source, found, written, strict=True):
+            next_log_p = next_of(model, tokens, begin)
+            check_found(row, beam_slowly(next_log_p, end, 3, 1.0, 6))
+            assert line == greedy_slowly(next_log_p, end, 6)
+
+
+def test_more_beams_than_there_are_extensions():
+    for vocab_size in (3, 4):
+        model = make(vocab_size)
+        source, _ = sources(model, [2, 2])
+        for row, tokens in zip(beam_search(model, source, beam=50, max_len=3), source, strict=True):
+            check_found(row, beam_slowly(next_of(model, tokens), END, 50, 1.0, 3))
+    model = make(1)
+    source = torch.zeros(2, 3, dtype=torch.int64)
+    (one,), _ = beam_search(model, source, beam=3, max_len=2, begin=0, end=0)
+    assert one == Hypothesis(tokens=[], log_probability=0.0, score=0.0, finished=True)
+
+
+# what is done, and when it stops
+
+
+def test_finished_rows_leave_the_batch_at_once():
+    model = make(30, seed=0, peaked=3.0)
+    source, mask = sources(model, [5, 3, 4, 2, 5, 1, 4, 3], seed=6)
+    steps = []
+
+    def rise(module, args, out):  # the end grows more probable with every step
+        steps.append(len(out))
+        amount = out.new_full((*out.shape[:-1], 1), 1.5 * len(steps) - 4)
+        return out.index_add(-1, torch.tensor([END]), amount)
+
+    model.output.register_forward_hook(rise)
+    written = greedy(model, source, mask, max_len=12)
+    predicted = [min(len(line) + 1, 12) for line in written]
+    assert len(set(predicted)) > 2
+    assert steps == [sum(n > t for n in predicted) for t in range(max(predicted))]
+    options, alone = {"beam": 3, "length_penalty": 0.0, "max_len": 12}, []
+    for b in range(8):
+        steps.clear()
+        assert greedy(model, source[[b]], mask[[b]], max_len=12) == [written[b]]
+        steps.clear()
+        beam_search(model, source[[b]], mask[[b]], **options)
+        alone.append([*steps])
+    assert len({len(one) for one in alone}) > 2
+    steps.clear()
+    beam_search(model, source, mask, **options)
+    assert steps == [sum(one) for one in itertools.zip_longest(*alone, fillvalue=0)]
+
+
+def test_a_row_is_left_at_the_first_step_after_which_nothing_can_change():
+    model = make(9, seed=8)
+    hook, max_len = bias(model, END, 2.0), 12
+    for length_penalty, beam in itertools.product((0.0, 0.5, 1.0), (1, 2, 4)):
+        source, _ = sources(model, [4], seed=beam)
+        options = {"beam": beam, "length_penalty": length_penalty, "max_len": max_len}
+        steps = rows_decoded(model, lambda: beam_search(model, source, **options))  # noqa: B023
+        live, found, wanted = [([], 0.0)], [], max_len
+        next_log_p = next_of(model, source[0])
+        for n in range(1, max_len + 1):
+            grown = [([*x, i], p + q) for x, p in live for i, q in enumerate(next_log_p(x))]
+            grown.sort(key=lambda one: -one[1])
+            found += [p / n**length_penalty for x, p in grown[:beam] if x[-1] == END]
+            found = sorted(found, reverse=True)[:beam]
+            live = [one for one in grown if one[0][-1] != END][:beam]
+            if len(found) == beam and live[0][1] / max_len**length_penalty <= found[-1]:
+                wanted = n
+                break
+        assert len(steps) == wanted
+        assert steps[0] == 1 and set(steps[1:]) <= {beam}
+    hook.remove()
+
+
+def test_what_is_cut_short_is_kept_and_says_so():
+    model = make(seed=1)
+    source, _ = sources(model, [4, 4])
+    bias(model, END, -math.inf)
+    for max_len in (1, 5):
+        found = beam_search(model, source, beam=3, length_penalty=0.5, max_len=max_len)
+        for row, line in zip(found, greedy(model, source, max_len=max_len), strict=True):
+            assert len(row) == 3 and len(line) == max_len and END not in line
+            for one in row:
+                assert not one.finished and len(one.tokens) == max_len and END not in one.tokens
+                assert one.score == pytest.approx(one.log_probability / max_len**0.5)
+            assert row == sorted(row, key=lambda one: -one.score)
+
+
+def test_the_unfinished_stand_behind_the_finished_whatever_their_score():
+    model = make(9, seed=8)
+    bias(model, END, -1.0)
+    rows = []
+    for seed in range(6):
+        source, _ = sources(model, [4], seed)
+        rows += beam_search(model, source, beam=6, length_penalty=0.0, max_len=4)
+    mixed = [row for row in rows if len({one.finished for one in row}) == 2]
+    assert mixed
+    for row in mixed:
+        flags = [one.finished for one in row]
+        assert flags == sorted(flags, reverse=True)
+    assert any(
+        row[-1].score > row[0].score or row[0].score < max(x.score for x in row) for row in mixed
+    )
+
+
+def test_impossible_tokens_are_never_written():
+    model = make(6, seed=1)
+    for token in (0, 1, 3):
+        bias(model, token, -math.inf)
+    source, _ = sources(model, [3, 3])
+    for row, tokens in zip(beam_search(model, source, beam=40, max_len=3), source, strict=True):
+        check_found(row, beam_slowly(next_of(model, tokens), END, 40, 1.0, 3))
+        assert len(row) == 15  # 1 + 2 + 4 ends, 8 prefixes of three tokens: 4 and 5 are left
+        assert all(math.isfinite(one.score) for one in row)
+
+
+def test_a_source_without_hope_is_left():
+    model = make(6)
+    for token in (0, 1, 3, 4, 5):
+        bias(model, token, -math.inf)
+    source, _ = sources(model, [3, 3])
+    steps = rows_decoded(model, lambda: beam_search(model, source, beam=4, max_len=9))
+    assert steps == [2]
+    for row in beam_search(model, source, beam=4, max_len=9):
+        assert row == [Hypothesis(tokens=[], log_probability=0.0, score=0.0, finished=True)]
+
+
+# the model
+
+
+def test_dropout_is_off_and_every_module_gets_its_mode_back():
+    model = make(seed=2, dropout=0.5, attention_dropout=0.5)
+    source, mask = sources(model, [4, 2])
+    expected = [run(model, source, mask, max_len=6) for run in (greedy, beam_search)]
+    model.train()
+    model.encoder[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert [run(model, source, mask, max_len=6) for run in (greedy, beam_search)] == expected
+    assert [module.training for module in model.modules()] == modes
+    model.output.register_forward_hook(lambda module, args, out: out * math.nan)
+    for run, name in ((greedy, "greedy"), (beam_search, "beam_search")):
+        with pytest.raises(
+            ValueError, match=f"{name}: the model's logits must be numbers, got nan"
+        ):
+            run(model, source, mask, max_len=6)
+        assert [module.training for module in model.modules()] == modes
+
+
+def test_nan_in_one_row_at_a_late_step_is_refused_too():
+    source = torch.zeros(3, 2, dtype=torch.int64)
+    for run in (greedy, beam_search):
+        model, calls = make(seed=1), []
+        bias(model, END, -20.0)
+
+        def spoil(module, args, out, calls=calls):
+            calls.append(None)
+            return out if len(calls) < 3 else out.index_fill(0, torch.tensor([1]), math.nan)
+
+        model.output.register_forward_hook(spoil)
+        with pytest.raises(ValueError, match="must be numbers, got nan"):
+            run(model, source, max_len=6)
+
+
+def test_inference_mode_works_and_training_afterwards():
+    for positions in ("learned", "rotary", "relative"):
+        model = make(seed=2, positions=positions)
+        source, mask = sources(model, [4, 2])
+        kept = source.clone(), copy.deepcopy(model.state_dict())
+        with torch.inference_mode():
+            inside = [run(model, source, mask, max_len=6) for run in (greedy, beam_search)]
+        assert [run(model, source, mask, max_len=6) for run in (greedy, beam_search)] == inside
+        loss = model(source, source, source_mask=mask).logsumexp(-1).sum()
+        loss.backward()
+        assert torch.equal(source, kept[0])
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, kept[1][name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_single_precision(dtype):
+    model = make(40, seed=3, dtype=dtype)
+    source, mask = sources(model, [5, 3])
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[END] = -math.inf
+    model.output.register_forward_hook(lambda module, args, out: logits.expand_as(out))
+    best = logits.float().log_softmax(dim=-1).max()
+    for row in beam_search(model, source, mask, beam=2, length_penalty=0.0, max_len=13):
+        assert row[0].tokens == [int(logits.argmax())] * 13
+        assert row[0].log_probability == pytest.approx(13 * best.item(), abs=1e-4)
+    assert greedy(model, source, mask, max_len=13) == [[int(logits.argmax())] * 13] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_finds_numbers(dtype):
+    model = make(40, seed=3, dtype=dtype)
+    source, mask = sources(model, [5, 0])
+    for row in beam_search(model, source, mask, beam=2, max_len=8):
+        assert all(math.isfinite(one.score) for one in row) and row[0].score >= row[1].score
+    assert all(len(line) <= 8 for line in greedy(model, source, mask, max_len=8))
+
+
+def test_large_logits_of_half_precision_do_not_overflow():
+    model = make(seed=1, dtype=torch.float16)
+    model.output.register_forward_hook(lambda module, args, out: out.clamp(-1, 1) * 60_000)
+    source, _ = sources(model, [4])
+    for one in beam_search(model, source, beam=2, max_len=5)[0]:
+        assert math.isfinite(one.log_probability)
+
+
+def test_hypotheses_are_frozen_and_compare_by_value():
+    one = Hypothesis(tokens=[3], log_probability=-1.0, score=-0.5, finished=True)
+    assert one == Hypothesis(tokens=[3], log_probability=-1.0, score=-0.5, finished=True)
+    with pytest.raises(AttributeError):
+        one.score = 0.0
+
+
+# refusals
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=re.escape(message))
+
+
+BOTH = pytest.mark.parametrize("run", [greedy, beam_search], ids=["greedy", "beam_search"])
+
+
+@BOTH
+def test_the_table_of_positions_is_used_to_its_end_and_no_further(run):
+    name = run.__name__
+    for positions in KINDS:
+        model = make(seed=1, positions=positions, max_len=5)
+        bias(model, END, -math.inf)
+        source, _ = sources(model, [4])
+        run(model, source, max_len=5)
+        if positions in ("sinusoidal", "learned"):
+            with refused(
+                f"{name}: max_len must be at most 5, the positions that the model has, got 6"
+            ):
+                run(model, source, max_len=6)
+        else:
+            run(model, source, max_len=6)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_len": 0}, "max_len must be at least 1, got 0"),
+        ({"begin": -1}, "begin must lie in 0 to vocab_size - 1 = 6, got -1"),
+        ({"begin": 7}, "begin must lie in 0 to vocab_size - 1 = 6, got 7"),
+        ({"end": 7}, "end must lie in 0 to vocab_size - 1 = 6, got 7"),
+        ({"end": -1}, "end must lie in 0 to vocab_size - 1 = 6, got -1"),
+    ],
+)
+def test_limits_and_tokens_are_checked(run, options, message):
+    model = make()
+    for batch in (2, 0):
+        with refused(f"{run.__name__}: {message}"):
+            run(model, torch.zeros(batch, 3, dtype=torch.int64), **{"max_len": 4} | options)
+
+
+@pytest.mark.bad_input
+@BOTH
+@pytest.mark.parametrize(
+    "source, got",
+    [
+        (torch.tensor([1, 2]), "(2,) of torch.int64"),
+        (torch.zeros(1, 1, 1, dtype=torch.int64), "(1, 1, 1) of torch.int64"),
+        (torch.zeros(2, 3), "(2, 3) of torch.float32"),
+        (torch.zeros(2, 3, dtype=torch.bool), "(2, 3) of torch.bool"),
+    ],
+)
+def test_a_source_is_a_batch_of_integers(run, source, got):
+    with refused(f"{run.__name__}: source must be (B, S) int32 or int64, got {got}"):
+        run(make(), source, max_len=4)
+
+
+@pytest.mark.bad_input
+@BOTH
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3), (2, 1, 3, 3), (3, 1, 1, 3), (2, 1, 1, 4)])
+def test_a_mask_of_another_shape_is_refused(run, shape):
+    source = torch.zeros(2, 3, dtype=torch.int64)
+    must = f"{run.__name__}: source_mask must be (2, 1, 1, 3) bool, as padding_mask gives it, got "
+    with refused(f"{must}{shape} of torch.bool"):
+        run(make(), source, torch.ones(shape, dtype=torch.bool), max_len=4)
+    with refused(f"{must}(2, 1, 1, 3) of torch.float32"):
+        run(make(), source, torch.ones(2, 1, 1, 3), max_len=4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"beam": 0}, "beam must be at least 1, got 0"),
+        ({"length_penalty": -0.1}, "length_penalty must be finite, at least 0, got -0.1"),
+        ({"length_penalty": math.inf}, "length_penalty must be finite, at least 0, got inf"),
+        ({"length_penalty": math.nan}, "length_penalty must be finite, at least 0, got nan"),
+        ({"patience": 0.0}, "patience must be above 0, got 0.0"),
+        ({"patience": math.nan}, "patience must be above 0, got nan"),
+    ],
+)
+def test_the_options_of_a_beam_are_checked(options, message):
+    for batch in (2, 0):
+        source = torch.zeros(batch, 3, dtype=torch.int64)
+        with refused(f"beam_search: {message}"):
+            beam_search(make(), source, max_len=4, **options)
+
+
+# any model, any batch
+
+
+SEARCHES = {
+    "vocab_size": st.integers(3, 9),
+    "seed": st.integers(0, 10_000),
+    "lengths": st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    "max_len": st.integers(1, 6),
+    "peaked": st.floats(0.5, 4.0),
+}
+
+
+@given(**SEARCHES)
+@settings(max_examples=15)
+def test_greedy_finds_what_one_uncached_sentence_finds(vocab_size, seed, lengths, max_len, peaked):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    source, mask = sources(model, lengths, seed)
+    written = greedy(model, source, mask, max_len=max_len)
+    for tokens, line, n in zip(source, written, lengths, strict=True):
+        assert line == greedy_slowly(next_of(model, tokens[:n]), END, max_len)
+
+
+@given(**SEARCHES, beam=st.integers(1, 6), length_penalty=st.sampled_from([0.0, 0.6, 1.0, 2.0]))
+@settings(max_examples=25)
+def test_a_beam_finds_what_one_uncached_sentence_finds_without_stopping(
+    vocab_size, seed, lengths, max_len, peaked, beam, length_penalty
+):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    source, mask = sources(model, lengths, seed)
+    options = {"beam": beam, "length_penalty": length_penalty, "max_len": max_len}
+    found = beam_search(model, source, mask, **options)
+    for tokens, row, n in zip(source, found, lengths, strict=True):
+        check_found(row, beam_slowly(next_of(model, tokens[:n]), END, **options))
+
+
+@given(**SEARCHES, beam=st.integers(1, 5), patience=st.sampled_from([0.5, 1.0, 2.4]))
+@settings(max_examples=15)
+def test_patience_leaves_when_enough_have_finished(
+    vocab_size, seed, lengths, max_len, peaked, beam, patience
+):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    hook = bias(model, END, 2.0)
+    source, mask = sources(model, lengths, seed)
+    options = {"beam": beam, "length_penalty": 1.0, "max_len": max_len}
+    found = beam_search(model, source, mask, patience=patience, **options)
+    for tokens, row, n in zip(source, found, lengths, strict=True):
+        slow = beam_slowly(next_of(model, tokens[:n]), END, enough=patience * beam, **options)
+        check_found(row, slow)
+    hook.remove()
+
+
+@given(seed=st.integers(0, 10_000), vocab_size=st.integers(3, 5), max_len=st.integers(1, 3))
+@settings(max_examples=12)
+def test_a_beam_as_wide_as_all_prefixes_searches_exhaustively(seed, vocab_size, max_len):
+    model = make(vocab_size, seed=seed)
+    source, _ = sources(model, [3], seed)
+    next_log_p, others = next_of(model, source[0]), [i for i in range(vocab_size) if i != END]
+    every = []
+    for n in range(max_len + 1):
+        for line in itertools.product(others, repeat=n):
+            ends = n < max_len
+            steps = [*line, END] if ends else line
+            p = sum(next_log_p([*line[:t]])[token] for t, token in enumerate(steps))
+            every.append(([*line], p, p / len(steps) ** 0.7, ends))
+    every.sort(key=lambda one: (not one[3], -one[2]))
+    beam = vocab_size**max_len
+    (found,) = beam_search(model, source, beam=beam, length_penalty=0.7, max_len=max_len)
+    check_found(found, every[:beam])
+    assert len(every) <= beam and sum(math.exp(one[1]) for one in every) == pytest.approx(1)
+
+
+@given(**SEARCHES, alpha=st.floats(0, 2))
+@settings(max_examples=15)
+def test_width_one_is_greedy_without_a_length_penalty_or_without_patience(
+    vocab_size, seed, lengths, max_len, peaked, alpha
+):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    source, mask = sources(model, lengths, seed)
+    written = greedy(model, source, mask, max_len=max_len)
+    for options in ({"length_penalty": 0.0}, {"length_penalty": alpha, "patience": 1.0}):
+        found = beam_search(model, source, mask, beam=1, max_len=max_len, **options)
+        assert [row[0].tokens for row in found] == written
+        assert [row[0].finished for row in found] == [len(line) < max_len for line in written]

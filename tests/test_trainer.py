@@ -1,0 +1,638 @@
+"""The loop takes the steps that it says it takes, and a stop changes nothing but the clock."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import time
+import types
+import warnings
+from itertools import islice
+
+import pytest
+import torch
+import train_tiny
+from torch import nn
+from train_tiny import batches, model
+
+from transformer_lib import trainer as module
+from transformer_lib.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_records
+from transformer_lib.devices import Place
+from transformer_lib.objectives import SCHEDULES, MovingAverage, translation_loss
+from transformer_lib.trainer import (
+    LOG,
+    NonFiniteLoss,
+    Trainer,
+    TrainingConfig,
+    make_optimizer,
+    tensorboard_log,
+)
+
+CPU = Place()
+SMALL = {"n_steps": 12, "accumulate": 1, "place": CPU}
+
+
+def make(folder=None, **options):
+    return train_tiny.trainer(folder, **SMALL | options)
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.bare.named_parameters()}
+
+
+def losses(trainer_or_folder):
+    return [r["loss"] for r in read_records(trainer_or_folder / LOG) if "loss" in r]
+
+
+def timeless(folder):
+    records = read_records(folder / LOG)
+    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+
+
+def hashes(folder):
+    newest = checkpoints(folder)[0]
+    return json.loads((newest / "checkpoint.json").read_text().rsplit("\n", 2)[0])["files"]
+
+
+def assert_equal(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"n_steps": 0}, "n_steps must be an integer of at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be an integer of at least 1, got 0"),
+        ({"save_every": -1}, "save_every must be an integer of at least 1, got -1"),
+        ({"validate_every": 0}, "validate_every must be an integer of at least 1, got 0"),
+        ({"patience": 0, "validate_every": 1}, "patience must be an integer of at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"schedule": "step"}, f"schedule must be one of {tuple(SCHEDULES)}, got 'step'"),
+        ({"warmup": 8}, "warmup must be in 0 to n_steps = 7, got 8"),
+        ({"warmup": -1}, "warmup must be in 0 to n_steps = 7, got -1"),
+        ({"smoothing": 1.0}, "smoothing must be at least 0 and below 1, got 1.0"),
+        ({"max_norm": 0.0}, "max_norm must be above 0, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"average": 1.0}, "average must be at least 0 and below 1, got 1.0"),
+        ({"precision": "fp8"}, "precision must be auto or ['fp32', 'bf16', 'fp16'], got 'fp8'"),
+        ({"patience": 2}, "patience must be None where validate_every is None, got 2"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=re.escape(f"TrainingConfig: {message}")):
+        TrainingConfig(**{"n_steps": 7} | changes)
+
+
+@pytest.mark.bad_input
+def test_half_a_step_is_refused():
+    with pytest.raises(ValueError, match="n_steps must be an integer of at least 1, got 1.5"):
+        TrainingConfig(n_steps=1.5)
+
+
+def test_a_config_is_frozen_and_fits_into_json():
+    config = TrainingConfig(n_steps=7)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.n_steps = 8
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["n_steps"] == 7
+
+
+# One step
+
+
+def test_matrices_decay_and_vectors_do_not():
+    tiny = model()
+    config = TrainingConfig(n_steps=7, learning_rate=0.3, betas=(0.5, 0.6), weight_decay=0.2)
+    optimizer = make_optimizer(tiny, config)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {name: decay[id(p)] for name, p in tiny.named_parameters()} == {
+        name: 0.2 if p.dim() > 1 else 0.0 for name, p in tiny.named_parameters()
+    }
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.5, 0.6), 1e-9)
+        assert group["fused"]
+
+
+def test_steps_are_those_of_a_loop_written_by_hand():
+    trainer, by_hand, data = make(dropout=0.0, warmup=3, weight_decay=0.1), model(0.0), batches()
+    config = trainer.config
+    optimizer, average = make_optimizer(by_hand, config), MovingAverage(by_hand, config.average)
+    for step, batch in zip(range(1, 6), batches().endless(), strict=False):
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = rate = (
+            config.learning_rate * SCHEDULES[config.schedule](step, config.warmup, config.n_steps)
+        )
+        loss = translation_loss(by_hand, batch, config.smoothing) / batch.n_tokens
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(by_hand.parameters(), config.max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(by_hand)
+        record = trainer.update(next(data.endless()))
+        assert record == {
+            "step": step,
+            "loss": pytest.approx(loss.item()),
+            "learning_rate": rate,
+            "gradient_norm": pytest.approx(norm.item()),
+            "tokens": batch.n_tokens,
+        }
+        assert norm > config.max_norm
+    assert_equal(weights(trainer), dict(by_hand.named_parameters()))
+    assert_equal(trainer.average.values, average.values)
+
+
+def test_without_max_norm_gradients_are_left_as_they_are():
+    trainers = [make(max_norm=limit, dropout=0.0) for limit in (None, 1e9, 0.01)]
+    norms = [[t.update(b)["gradient_norm"] for b in islice(batches(), 3)] for t in trainers]
+    assert_equal(weights(trainers[0]), weights(trainers[1]))
+    assert norms[0] == norms[1] and norms[0] != norms[2]
+
+
+@pytest.mark.parametrize("n_parts", [2, 3, 50])
+def test_parts_have_the_gradients_of_the_whole(n_parts):
+    """Fifty parts are more than there are rows, so some are empty."""
+    options = {"dropout": 0.0, "dtype": "float64"}
+    whole, parts = make(**options), make(accumulate=n_parts, **options)
+    for batch in islice(batches(), 4):
+        ours, theirs = parts.update(batch), whole.update(batch)
+        # The loss itself is added up in single precision.
+        assert ours == pytest.approx(theirs, rel=1e-6)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-9)
+    torch.testing.assert_close(weights(parts), weights(whole))
+
+
+def test_recomputing_activations_changes_no_bit():
+    trainers = [make(recompute=recompute) for recompute in (False, True)]
+    seen = []
+    for trainer in trainers:
+        torch.manual_seed(0)
+        seen.append([trainer.update(batch)["loss"] for batch in islice(batches(), 4)])
+    assert seen[0] == seen[1]
+    assert_equal(weights(trainers[0]), weights(trainers[1]))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_and_weights_stay_single(precision):
+    trainer = make(precision=precision, n_steps=40)
+    torch.manual_seed(0)
+    seen = [trainer.update(batch)["loss"] for batch in islice(batches().endless(), 40)]
+    assert sum(seen[-5:]) < sum(seen[:5]) and all(map(math.isfinite, seen))
+    assert all(p.dtype == torch.float32 for p in trainer.bare.parameters())
+    exact = make(n_steps=40)
+    torch.manual_seed(0)
+    assert exact.update(next(iter(batches())))["loss"] == pytest.approx(seen[0], rel=0.02)
+    assert seen[0] != exact.update(next(iter(batches())))["loss"]
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_lowers_its_scale():
+    trainer = make(precision="fp16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before, batch = weights(trainer), next(iter(batches()))
+    record = trainer.update(batch)
+    assert not math.isfinite(record["gradient_norm"]) and math.isfinite(record["loss"])
+    assert_equal(weights(trainer), before)
+    assert trainer.scaler.get_scale() == 2.0**39 and trainer.step == 1
+
+
+@pytest.mark.plain
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike(monkeypatch):
+    """The graphs are traced and run as they are; making fast code of them is torch's work."""
+    compiling = []
+
+    def traced(net, **options):
+        compiling.append(options)
+        return real(net, backend="eager", **options)
+
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    compiled, plain = make(compile=True, dropout=0.0), make(dropout=0.0)
+    for batch in islice(batches(), 3):
+        assert compiled.update(batch) == pytest.approx(plain.update(batch), rel=1e-5)
+    assert compiling == [{"dynamic": True}]
+
+
+# What is not a number
+
+
+def broken(loss, step, factor=math.nan):
+    """A loss, spoiled at one step, and its gradient alone if `loss` says so."""
+
+    def spoiled(net, batch, smoothing):
+        value = translation_loss(net, batch, smoothing)
+        if net.training and spoiled.trainer.step + 1 == step and spoiled.trainer.seconds > 0:
+            return value * factor if loss else value + (value - value.detach()).abs().sqrt()
+        return value
+
+    return spoiled
+
+
+@pytest.mark.parametrize("what, is_loss", [("loss", True), ("gradient norm", False)])
+def test_what_is_not_finite_stops_before_the_weights_take_harm(what, is_loss, tmp_path):
+    bad = broken(is_loss, step=6)
+    trainer = bad.trainer = make(tmp_path, loss=bad, save_every=2, validate_every=None)
+    got = f"Trainer: the {what} must be finite, got nan at step 6 with learning rate 0.00816; "
+    last = f"the last good checkpoint is {tmp_path / 'step-00000004'}"
+    with pytest.raises(NonFiniteLoss, match=re.escape(got + last)):
+        trainer.fit()
+    assert trainer.step == 5 and all(p.isfinite().all() for p in trainer.bare.parameters())
+    assert all(p.grad is None for p in trainer.bare.parameters())
+    whole = make(validate_every=None, save_every=2).fit(5)
+    assert_equal(weights(trainer), weights(whole))
+
+
+def test_without_a_folder_there_is_no_last_good_checkpoint():
+    bad = broken(True, step=2, factor=math.inf)
+    trainer = bad.trainer = make(loss=bad, validate_every=None)
+    with pytest.raises(NonFiniteLoss, match="got inf at step 2 .* checkpoint is None"):
+        trainer.fit()
+
+
+# Validation
+
+
+def test_validation_is_per_token_over_unequal_batches_without_dropout_or_smoothing():
+    trainer = make(average=None)
+    held_out = trainer.validation
+    assert len({batch.n_tokens for batch in held_out}) > 1
+    trainer.bare.eval()
+    with torch.no_grad():
+        sums = [translation_loss(trainer.bare, batch).item() for batch in held_out]
+    trainer.bare.train()
+    expected = sum(sums) / sum(batch.n_tokens for batch in held_out)
+    assert trainer.validate() == pytest.approx(expected, rel=1e-6)
+    assert trainer.bare.training
+    assert (trainer.best, trainer.best_step) == (pytest.approx(expected, rel=1e-6), 0)
+
+
+def test_the_average_is_validated_and_the_weights_stay():
+    trainer = make()
+    for batch in islice(batches(), 3):
+        trainer.update(batch)
+    before = weights(trainer)
+    measured = trainer.validate()
+    assert_equal(weights(trainer), before)
+    plain = make(average=None)
+    plain.bare.load_state_dict(trainer.average.values, strict=False)
+    assert measured == plain.validate()
+    plain.bare.load_state_dict(before, strict=False)
+    assert measured != plain.validate()
+
+
+def test_training_ends_early_when_nothing_gets_better(monkeypatch, tmp_path):
+    found = iter([3.0, 2.0, 2.5, 2.0, 1.0])
+    trainer = make(tmp_path, n_steps=24, validate_every=2, patience=2, save_every=100)
+
+    def validate():
+        loss = next(found)
+        if loss < trainer.best:
+            trainer.best, trainer.best_step = loss, trainer.step
+        return loss
+
+    monkeypatch.setattr(trainer, "validate", validate)
+    trainer.fit()
+    assert trainer.is_done and (trainer.step, trainer.best, trainer.best_step) == (8, 2.0, 4)
+    kept = [path.name for path in checkpoints(tmp_path)]
+    assert kept == ["step-00000008", "step-00000004"]  # the last and the best
+    assert trainer.fit().step == 8
+
+
+def test_the_best_is_kept_and_the_last_two(tmp_path, monkeypatch):
+    trainer = make(tmp_path, validate_every=3, save_every=2)
+    falls = iter([1.0, 2.0, 3.0, 4.0])
+
+    def validate():
+        loss = next(falls)
+        if loss < trainer.best:
+            trainer.best, trainer.best_step = loss, trainer.step
+        return loss
+
+    monkeypatch.setattr(trainer, "validate", validate)
+    trainer.fit()
+    assert [path.name[-2:] for path in checkpoints(tmp_path)] == ["12", "10", "03"]
+
+
+# Stopping and going on
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    make(folder, accumulate=2, validate_every=5, save_every=4).fit()
+    return folder
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 10])
+def test_another_object_goes_on_to_the_bit(step, whole, tmp_path):
+    options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
+    make(tmp_path, **options).fit(step)
+    torch.manual_seed(12345)
+    second = make(tmp_path, **options)
+    with torch.no_grad():
+        for parameter in second.bare.parameters():
+            parameter.add_(1)
+    assert second.resume() and second.step == step
+    second.fit()
+    assert timeless(tmp_path) == timeless(whole)
+    assert hashes(tmp_path) == hashes(whole)
+    best = load_checkpoint(checkpoints(whole)[0])[1]["best"]
+    assert [second.best, second.best_step] == best
+
+
+def test_fitting_twice_is_fitting_once(whole, tmp_path):
+    trainer = make(tmp_path, accumulate=2, validate_every=5, save_every=4)
+    assert trainer.fit(3).step == 3 and trainer.fit(3).step == 3
+    trainer.fit(11).fit(99)
+    assert trainer.step == 12 and trainer.is_done
+    assert timeless(tmp_path) == timeless(whole) and hashes(tmp_path) == hashes(whole)
+
+
+def test_saving_before_the_first_step_changes_nothing(whole, tmp_path):
+    options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
+    trainer = make(tmp_path / "a", **options)
+    before = weights(trainer)
+    assert trainer.save() == tmp_path / "a" / "step-00000000"
+    assert_equal(weights(trainer), before)
+    trainer.fit()
+    assert hashes(tmp_path / "a") == hashes(whole)
+    make(tmp_path / "b", **options).save()
+    second = make(tmp_path / "b", **options)
+    assert second.resume() and second.step == 0
+    second.fit()
+    assert hashes(tmp_path / "b") == hashes(whole) and timeless(tmp_path / "b") == timeless(whole)
+
+
+def test_the_newest_good_checkpoint_is_used_and_the_log_cut_back(whole, tmp_path):
+    options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
+    make(tmp_path, **options).fit(9)
+    newest = checkpoints(tmp_path)[0] / "optimizer.safetensors"
+    os.truncate(newest, newest.stat().st_size // 2)
+    second = make(tmp_path, **options)
+    with pytest.warns(UserWarning, match="optimizer.safetensors.*the one before it is tried"):
+        assert second.resume()
+    assert second.step == 8
+    with (tmp_path / LOG).open("a") as log:
+        log.write('{"step": 10, "lo')  # a line that a kill cut off
+    second.fit()
+    assert timeless(tmp_path) == timeless(whole) and hashes(tmp_path) == hashes(whole)
+
+
+def test_a_log_of_steps_before_any_checkpoint_is_begun_again(whole, tmp_path):
+    (tmp_path / LOG).write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "loss": 9.0}\n')
+    trainer = make(tmp_path, accumulate=2, validate_every=5, save_every=4)
+    assert not trainer.resume()
+    trainer.fit()
+    assert timeless(tmp_path) == timeless(whole)
+
+
+def test_no_good_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+    assert not make(tmp_path).resume()
+    make(tmp_path, validate_every=None).fit(2)
+    (path,) = checkpoints(tmp_path)
+    (path / "model.safetensors").unlink()
+    got = f"one checkpoint at least must be good, got ['{path}']"
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match=re.escape(got)):
+        make(tmp_path).resume()
+
+
+def test_a_training_is_not_written_into_the_folder_of_another(tmp_path):
+    make(tmp_path, validate_every=None).fit(2)
+    records = timeless(tmp_path)
+    got = f"a folder must be empty, or be resumed from, got {tmp_path / 'step-00000002'}"
+    with pytest.raises(ValueError, match=re.escape(f"Trainer.fit: {got}")):
+        make(tmp_path, validate_every=None).fit()
+    assert timeless(tmp_path) == records
+
+
+def test_another_training_is_refused_with_the_settings_that_differ(tmp_path):
+    make(tmp_path, validate_every=None).fit(1)
+    path = re.escape(str(checkpoints(tmp_path)[0]))
+    expected = f"Trainer.resume: {path} must be of this model and TrainingConfig, got "
+    found = "training.learning_rate = 0.01 there and 0.02 here; "
+    found += "training.warmup = 4 there and 2 here"
+    with pytest.raises(ValueError, match=expected + found + "$"):
+        make(tmp_path, validate_every=None, learning_rate=0.02, warmup=2).resume()
+    found = "model.config.dropout = 0.1 there and 0.2 here"
+    with pytest.raises(ValueError, match=expected + found + "$"):
+        make(tmp_path, validate_every=None, dropout=0.2).resume()
+
+
+class Bigrams(nn.Module):
+    """A model without a config: each next token from the last, and a buffer that moves."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Embedding(40, width), nn.Linear(width, 40))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, source, target, source_mask=None):
+        self.calls += 1
+        return self.layers(target)
+
+
+def bigrams(folder, width=8):
+    config = TrainingConfig(n_steps=4, precision="fp32")
+    return Trainer(Bigrams(width), batches(), config, folder=folder, place=CPU)
+
+
+def test_any_module_can_be_trained_and_its_lines_are_compared(tmp_path):
+    trainer = bigrams(tmp_path).fit(3)
+    assert trainer.bare.calls == 3  # nothing stays of the batches that were timed
+    second = bigrams(tmp_path)
+    assert second.resume() and second.bare.calls == 3
+    line = "model.config.line 3 = '(0): Embedding(40, 8)' there and '(0): Embedding(40, 9)"
+    line = re.escape(line)
+    with pytest.raises(ValueError, match=line):
+        bigrams(tmp_path, width=9).resume()
+
+
+def test_a_checkpoint_without_a_scaler_can_be_taken_up_in_fp16(tmp_path, monkeypatch):
+    options = {"precision": "auto", "validate_every": None}
+    make(tmp_path, **options).fit(2)
+    monkeypatch.setattr(module, "choose_precision", lambda device: "fp16")
+    half = make(tmp_path, **options)
+    assert half.resume() and half.precision == "fp16"
+    half.fit(3)
+    half.scaler.update(1234.0)
+    half.save()
+    again = make(tmp_path, **options)
+    assert again.resume() and again.scaler.state_dict()["scale"] == 1234.0
+    monkeypatch.undo()
+    single = make(tmp_path, **options)
+    assert single.resume() and single.fit(4).step == 4
+
+
+@pytest.mark.parametrize(
+    "numbers, error, kept",
+    [
+        ([signal.SIGINT], KeyboardInterrupt, 3),
+        ([signal.SIGTERM], SystemExit, 3),
+        ([signal.SIGINT, signal.SIGINT], KeyboardInterrupt, 2),
+    ],
+)
+def test_a_signal_waits_until_the_step_is_saved(numbers, error, kept, tmp_path):
+    trainer = make(tmp_path, validate_every=None, save_every=2)
+    train_tiny.in_step(trainer, 3, numbers)
+    with pytest.raises(error) as stopped:
+        trainer.fit()
+    assert checkpoints(tmp_path)[0].name == f"step-0000000{kept}" and trainer.step == kept
+    if error is SystemExit:
+        assert stopped.value.code == 143
+    elif kept == 3:
+        said = f"stopped after step 3 of 12: saved in {tmp_path}; Trainer.resume, or the same "
+        assert said in str(stopped.value)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_folder_a_stop_says_that_nothing_is_saved():
+    trainer = make(validate_every=None)
+    train_tiny.in_step(trainer, 2, [signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt, match="step 2 of 12: there is no folder, so nothing is"):
+        trainer.fit()
+
+
+# What it says
+
+
+def test_every_record_goes_to_the_file_and_to_the_listener(tmp_path):
+    seen = []
+    make(tmp_path, log=seen.append, validate_every=6).fit()
+    assert seen == read_records(tmp_path / LOG)
+    assert [r["step"] for r in seen] == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 11, 12, 12]
+    assert {*seen[0]} == {
+        "step", "loss", "learning_rate", "gradient_norm", "tokens", "tokens_per_second",
+    }  # fmt: skip
+    assert {*seen[6]} == {"step", "validation_loss"}
+
+
+def test_the_bar_shows_loss_speed_and_memory_and_the_time_is_announced(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen, bar = Terminal(), module.tqdm
+    monkeypatch.setattr(
+        module, "tqdm", type("Bar", (bar,), {"monitor_interval": 0, "__init__": lambda self, **k: (
+            bar.__init__(self, **k | {"file": screen, "mininterval": 0, "miniters": 1}))}),
+    )  # fmt: skip
+    trainer = make(validate_every=None).fit(5)
+    trainer.fit(7)
+    shown = screen.getvalue()
+    assert re.search(r"5/5 .*step/s, loss \d\.\d{3}, [\d,]+ tokens/s, \d\.\d GiB", shown)
+    assert "6/7" in shown and "7/7" in shown
+    said = capsys.readouterr().out
+    assert re.search(r"5 steps on cpu in fp32: about \d\d:\d\d", said)
+    assert "2 steps on cpu" in said
+
+
+class Elsewhere(Place):
+    """The place of a process that is not the first."""
+
+    @property
+    def is_first(self):
+        return False
+
+
+def test_only_the_first_process_writes_and_speaks(tmp_path, capsys):
+    seen = []
+    other = make(tmp_path, place=Elsewhere(), log=seen.append, validate_every=None)
+    other.fit(2)
+    assert seen == [] and capsys.readouterr().out == "" and not (tmp_path / LOG).exists()
+    assert other.save() is None and checkpoints(tmp_path) == []
+
+
+def test_the_timed_batches_leave_nothing_behind():
+    trainer = make()
+    before, generator = weights(trainer), torch.get_rng_state()
+    position = trainer.data.state_dict()
+    assert trainer.seconds_per_step() > 0
+    assert_equal(weights(trainer), before)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert trainer.data.state_dict() == position and trainer.step == 0
+    assert all(p.grad is None for p in trainer.bare.parameters())
+
+
+def pausing(seconds):
+    def loss(net, batch, smoothing):
+        time.sleep(seconds)
+        return translation_loss(net, batch, smoothing)
+
+    return loss
+
+
+def test_it_expects_the_time_of_one_step():
+    assert 0.1 <= make(loss=pausing(0.1)).seconds_per_step() < 0.3  # the sum of four is 0.4
+
+
+@pytest.mark.slow
+def test_its_clock_is_right():
+    """Within 2 % of a clock outside; two more tries, since the machine may be busy."""
+    for _ in range(3):
+        trainer = make(loss=pausing(0.25), validate_every=None).fit(1)
+        trainer.tokens = trainer.seconds = 0.0
+        trainer._begin = lambda end: None  # it times three batches, which do not count
+        start = time.perf_counter()
+        trainer.fit()
+        outside = trainer.tokens / (time.perf_counter() - start)
+        inside = trainer.tokens / trainer.seconds
+        if abs(inside / outside - 1) < 0.02:
+            return
+    pytest.fail(f"{inside:.1f} tokens/s by the trainer, {outside:.1f} outside")
+
+
+def test_tensorboard_gets_every_number_but_the_step(monkeypatch, tmp_path):
+    made = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            made.append((folder, []))
+
+        def add_scalar(self, name, value, step):
+            made[-1][1].append((name, value, step))
+
+    fake = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    tensorboard_log(tmp_path)({"step": 3, "loss": 2.5, "tokens": 7})
+    assert made == [(str(tmp_path), [("loss", 2.5, 3), ("tokens", 7, 3)])]
+
+
+def test_tensorboard_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="needs the package tensorboard; pip install tensorboard"):
+        tensorboard_log("somewhere")
+
+
+# Wrong calls
+
+
+@pytest.mark.parametrize("validation", [None, []])
+def test_what_is_validated_must_be_given(validation):
+    with pytest.raises(ValueError, match="got validate_every = 8 and no validation batches"):
+        make(validation=validation)
+    with pytest.raises(ValueError, match="Trainer.validate: there must be validation batches"):
+        make(validation=validation, validate_every=None).validate()
+
+
+def test_saving_and_resuming_need_a_folder():
+    for name in ("save", "resume"):
+        with pytest.raises(ValueError, match=f"Trainer.{name}: there must be a folder, got None"):
+            getattr(make(), name)()
+
+
+def test_one_of_several_processes_must_be_given_its_place(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="each of 2 processes must be given its place"):
+        make(place=None)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert make(place=None).place.size == 1
+
+
+def test_no_warning_is_given_by_an_ordinary_training(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(tmp_path).fit(3)
