@@ -292,13 +292,20 @@ def test_progress_is_shown_and_the_downloader_keeps_its_notes_to_itself(
     server, capsys, monkeypatch
 ):
     import pooch
+    import tqdm.auto
 
+    class Shown(tqdm.auto.tqdm):
+        """A bar that is shown even where TQDM_DISABLE was set before tqdm was imported."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options | {"disable": False})
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Shown)
     logger, notes = pooch.get_logger(), []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", notes.append)
     logger.addHandler(handler)
     monkeypatch.setattr(logger, "level", logging.INFO)
-    monkeypatch.setenv("TQDM_DISABLE", "")
     multi30k(split="val")
     shown = capsys.readouterr().err
     assert "multi30k/val.en.gz: 100%" in shown and "multi30k/val.de.gz: 100%" in shown

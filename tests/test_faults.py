@@ -22,6 +22,7 @@ import train_tiny
 
 from transformer_lib.checkpoints import checkpoints, load_checkpoint, read_records
 
+pytestmark = pytest.mark.timeout(400)  # many processes, which a busy machine starts slowly
 TESTS = Path(__file__).resolve().parent
 FORK = multiprocessing.get_context("forkserver")
 N_STEPS = train_tiny.TRAINING["n_steps"]

@@ -210,7 +210,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
     """Read what `save_checkpoint` wrote; nothing in it is executed.
 
     Returns:
-        {file's name: {name: tensor}} on the CPU, and the state.
+        The tensors by file and name, on the CPU, and the state.
 
     Raises:
         CheckpointError: if a file is missing, cut off, or not the one that was written.

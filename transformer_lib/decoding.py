@@ -102,7 +102,7 @@ def greedy(
         begin, end: the tokens that the decoder reads first and writes last.
 
     Returns:
-        Of each source the tokens without begin and end: max_len of them if no end was reached.
+        Of each source the tokens without begin and end, max_len of them if no end was reached.
     """
     _check("greedy", model, source, source_mask, max_len, begin, end)
     if not len(source):

@@ -228,12 +228,12 @@ class Batch:
 
     @property
     def inputs(self) -> Int[Tensor, "B T"]:
-        """What the decoder reads: the target without its last position."""
+        """The target without its last position, which the decoder reads."""
         return self.target[:, :-1]
 
     @property
     def labels(self) -> Int[Tensor, "B T"]:
-        """What the decoder should answer: the target without BEGIN."""
+        """The target without BEGIN, which the decoder should answer."""
         return self.target[:, 1:]
 
     @property
