@@ -132,8 +132,8 @@ def test_the_command_trains_exports_and_then_has_nothing_to_do(tmp_path, monkeyp
 
 
 def test_the_command_equals_the_trainer_by_hand(tmp_path, monkeypatch):
-    run(tmp_path / "a", monkeypatch=monkeypatch)
-    recipe = tiny()
+    recipe = tiny(seed=1)
+    run(tmp_path / "a", recipe=recipe, monkeypatch=monkeypatch)
     tokenizer, data, validation = recipe.batches()
     torch.manual_seed(recipe.training.seed)
     model = Transformer(recipe.config(tokenizer))
