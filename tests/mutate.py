@@ -1,13 +1,15 @@
 """Break the library in many small ways, one at a time: the tests of that module must notice each.
 
-    make mutants                        every mutant, two at a time; writes results/mutants.json
-    .venv/bin/python tests/mutate.py scores softmax     those of two modules; writes nothing
+    make mutants                        the modules that changed since they were last broken
+    .venv/bin/python tests/mutate.py scores softmax     these two modules, changed or not
 
-A mutant is (what is broken, old text, new text) in tests/mutants/MODULE.py; the old text occurs
-once in the module.
+Each module's result goes into results/mutants.json as soon as it is there, with the hash of the
+module, its tests and its mutants: a run that is stopped goes on where it was. A mutant is (what
+is broken, old text, new text) in tests/mutants/MODULE.py; the old text occurs once in the module.
 """
 
 import datetime
+import hashlib
 import json
 import multiprocessing
 import os
@@ -29,10 +31,19 @@ WORKERS, SECONDS = 2, 180
 FORK = multiprocessing.get_context("fork")  # a child starts with torch and pytest in memory
 
 
-def mutants(modules):
-    for path in sorted((ROOT / "tests" / "mutants").glob("*.py")):
-        if not modules or path.stem in modules:
-            yield from ((path.stem, *mutant) for mutant in runpy.run_path(str(path))["MUTANTS"])
+def mutants(module):
+    path = ROOT / "tests" / "mutants" / f"{module}.py"
+    return [(module, *mutant) for mutant in runpy.run_path(str(path))["MUTANTS"]]
+
+
+def fingerprint(module):
+    """The hash of all that decides this module's result, but for the modules that it uses."""
+    names = (
+        f"transformer_lib/{module}.py",
+        f"tests/test_{module}.py",
+        f"tests/mutants/{module}.py",
+    )
+    return hashlib.sha256(b"\0".join((ROOT / name).read_bytes() for name in names)).hexdigest()
 
 
 def preload():
@@ -104,13 +115,7 @@ def run(mutant):
         f"{module:<12} {'killed' if killed else 'SURVIVED':<9} {how:<9} {seconds:6.1f} s  {what}",
         flush=True,
     )
-    return {
-        "module": module,
-        "what": what,
-        "killed": killed,
-        "by": how,
-        "seconds": round(seconds, 1),
-    }
+    return {"what": what, "killed": killed, "by": how, "seconds": round(seconds, 1)}
 
 
 def commit():
@@ -131,39 +136,48 @@ def commit():
     )
 
 
+def examine(module, pool):
+    """Run every mutant of the module: its entry of the record."""
+    before, todo = fingerprint(module), mutants(module)
+    # a mutant is killed by its change only if the tests pass without it
+    clean = todo[0][2]
+    if tests_notice(module, clean, clean)[0]:
+        sys.exit(f"tests/test_{module}.py fails on the library as it is")
+    rows = list(pool.map(run, todo))
+    return {
+        "sha256": before,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "pytest": version("pytest"),
+        },
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "mutants": len(rows),
+        "killed": sum(row["killed"] for row in rows),
+        "rows": rows,
+    }
+
+
 def main(modules):
     preload()
-    todo = list(mutants(modules))
-    for module in sorted(
-        {m for m, *_ in todo}
-    ):  # a mutant is killed by its change only if the tests pass without it
-        clean = next(old for m, _, old, _ in todo if m == module)
-        if tests_notice(module, clean, clean)[0]:
-            sys.exit(f"tests/test_{module}.py fails on the library as it is")
+    every = sorted(path.stem for path in (ROOT / "tests" / "mutants").glob("*.py"))
+    target = ROOT / "results" / "mutants.json"
+    record = json.loads(target.read_text())["modules"] if target.exists() else {}
+    record = {name: entry for name, entry in record.items() if name in every}
+    changed = [m for m in every if record.get(m, {}).get("sha256") != fingerprint(m)]
     with ThreadPoolExecutor(WORKERS) as pool:
-        rows = list(pool.map(run, todo))
-    survivors = [row for row in rows if not row["killed"]]
-    print(f"\n{len(rows) - len(survivors)} of {len(rows)} mutants killed")
-    if not modules:
-        report = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "commit": commit(),
-            "command": "make mutants",
-            "versions": {
-                "python": platform.python_version(),
-                "torch": version("torch"),
-                "pytest": version("pytest"),
-            },
-            "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-            "mutants": len(rows),
-            "killed": len(rows) - len(survivors),
-            "rows": rows,
-        }
-        (ROOT / "results").mkdir(exist_ok=True)
-        target = ROOT / "results" / "mutants.json"
-        target.with_suffix(".tmp").write_text(json.dumps(report, indent=1) + "\n")
-        target.with_suffix(".tmp").replace(target)
-    return 1 if survivors else 0
+        for module in modules or changed:
+            record[module] = examine(module, pool)
+            report = {"command": "make mutants", "modules": dict(sorted(record.items()))}
+            target.parent.mkdir(exist_ok=True)
+            target.with_suffix(".tmp").write_text(json.dumps(report, indent=1) + "\n")
+            target.with_suffix(".tmp").replace(target)
+    killed = sum(entry["killed"] for entry in record.values())
+    total = sum(entry["mutants"] for entry in record.values())
+    print(f"\n{killed} of {total} mutants killed")
+    return 1 if killed < total else 0
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def _number_names(split: str) -> list[tuple[str, str]]:
     return _datasets.number_names("en", "de", learned if split == "train" else held)
 
 
-def _multi30k(source: str, target: str, n_steps: int) -> Recipe:
+def _multi30k(source: str, target: str, n_steps: int, dropout: float) -> Recipe:
     """Sizes after Transformer-Tiny of Wu et al. (2021); fewer tokens, and a faster schedule."""
     return Recipe(
         about=f"Multi30k, {source} to {target}: 4 + 4 layers of width 128",
@@ -81,7 +81,7 @@ def _multi30k(source: str, target: str, n_steps: int) -> Recipe:
         max_tokens=2048,
         model={
             "d_model": 128, "n_heads": 4, "d_ff": 256, "n_encoder_layers": 4,
-            "n_decoder_layers": 4, "dropout": 0.2, "norm": "pre", "max_len": 256,
+            "n_decoder_layers": 4, "dropout": dropout, "norm": "pre", "max_len": 256,
         },
         training=TrainingConfig(
             n_steps=n_steps, learning_rate=3e-3, schedule="linear", warmup=400, smoothing=0.1,
@@ -105,8 +105,8 @@ RECIPES: dict[str, Recipe] = {
             average=0.99, validate_every=200, save_every=100,
         ),
     ),
-    "multi30k-en-de": _multi30k("en", "de", n_steps=5500),
-    "multi30k-de-en": _multi30k("de", "en", n_steps=4500),
+    "multi30k-en-de": _multi30k("en", "de", n_steps=12000, dropout=0.25),
+    "multi30k-de-en": _multi30k("de", "en", n_steps=4500, dropout=0.2),
 }  # fmt: skip
 
 # %% ../chapters/09_training.ipynb #b79d4ec6
