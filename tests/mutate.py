@@ -103,6 +103,8 @@ def tests_notice(module, old, new):
         return True, "crash"
     if status == 4:
         raise RuntimeError(f"pytest was called wrongly:\n{output[-2000:]}")
+    if old == new and status:
+        print(output[-3000:], flush=True)
     return (False, "survived") if status == 0 else (True, "test" if status == 1 else "import")
 
 

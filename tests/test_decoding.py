@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_lib.attention import padding_mask
-from transformer_lib.decoding import Hypothesis, beam_search, greedy
-from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.decoding import Hypothesis, beam_search
+from transformer_lib.generation import greedy
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 
 BEGIN, END = 1, 2
 KINDS = ["sinusoidal", "learned", "rotary", "alibi", "relative", "none"]
@@ -72,17 +73,6 @@ def next_of(model, source, begin=BEGIN):
     return lambda prefix: next_log_p(tuple(prefix))
 
 
-def greedy_slowly(next_log_p, end, max_len):
-    tokens = []
-    while len(tokens) < max_len:
-        log_p = next_log_p(tokens)
-        token = max(range(len(log_p)), key=log_p.__getitem__)
-        if token == end:
-            break
-        tokens.append(token)
-    return tokens
-
-
 def beam_slowly(next_log_p, end, beam, length_penalty, max_len, enough=math.inf):
     live, found = [([], 0.0)], []
     for n in range(1, max_len + 1):
@@ -117,10 +107,8 @@ def test_every_position_scheme_and_shared_keys_agree(positions, n_kv_heads):
     source, mask = sources(model, [4, 2])
     options = {"beam": 3, "length_penalty": 0.5, "max_len": 6}
     found = beam_search(model, source, mask, **options)
-    written = greedy(model, source, mask, max_len=6)
-    for tokens, row, line, n in zip(source, found, written, (4, 2), strict=True):
+    for tokens, row, n in zip(source, found, (4, 2), strict=True):
         check_found(row, beam_slowly(next_of(model, tokens[:n]), END, **options))
-        assert line == greedy_slowly(next_of(model, tokens[:n]), END, 6)
 
 
 @pytest.mark.parametrize("seed", [0, 5, 6, 10, 13, 14, 15, 16])  # where it matters what is third
@@ -157,17 +145,12 @@ def test_neither_the_batch_nor_its_padding_changes_anything():
     model = make(9, seed=1)
     source, mask = sources(model, [5, 1, 0, 4, 2])
     options = {"beam": 3, "max_len": 7}
-    found, written = (
-        beam_search(model, source, mask, **options),
-        greedy(model, source, mask, max_len=7),
-    )
+    found = beam_search(model, source, mask, **options)
     noise = torch.where(mask[:, 0, 0], source, (source + 3) % 9)
     assert not torch.equal(noise, source)
     check_alike(beam_search(model, noise, mask, **options), found)
-    assert greedy(model, noise, mask, max_len=7) == written
     for b, n in enumerate([5, 1, 0, 4, 2]):
         check_alike(beam_search(model, source[[b], :n], **options), [found[b]])
-        assert greedy(model, source[[b], :n], max_len=7) == [written[b]]
 
 
 def check_alike(one, other):
@@ -180,8 +163,6 @@ def test_one_mask_may_serve_all_rows_and_none_means_all_visible():
     source, _ = sources(model, [4, 4, 4])
     hidden = torch.tensor([True, True, True, False]).view(1, 1, 1, 4)
     short, whole = source[:, :3], torch.ones(3, 1, 1, 4, dtype=torch.bool)
-    assert greedy(model, source, hidden, max_len=5) == greedy(model, short, max_len=5)
-    assert greedy(model, source, whole, max_len=5) == greedy(model, source, max_len=5)
     found = beam_search(model, source, max_len=5)
     check_alike(beam_search(model, source, whole, max_len=5), found)
     apart = beam_search(model, short, max_len=5)
@@ -193,11 +174,8 @@ def test_an_empty_batch_gives_an_empty_list_and_an_empty_source_a_translation():
     model = make()
     for empty in ((0, 5), (0, 0)):
         source = torch.zeros(empty, dtype=torch.int64)
-        assert greedy(model, source, max_len=4) == [] == beam_search(model, source, max_len=4)
+        assert beam_search(model, source, max_len=4) == []
     nothing = torch.zeros(2, 0, dtype=torch.int64)
-    hidden, mask = sources(model, [0, 3])
-    written = greedy(model, nothing, max_len=4)
-    assert written[0] == written[1] == greedy(model, hidden, mask, max_len=4)[0]
     first = beam_search(model, nothing, beam=2, max_len=4)[0]
     check_found(first, beam_slowly(next_of(model, nothing[0]), END, 2, 1.0, 4))
 
@@ -208,11 +186,8 @@ def test_int32_sources_and_other_begin_and_end_tokens():
     for begin, end in ((0, 6), (3, 3)):
         names, options = {"begin": begin, "end": end}, {"beam": 3, "max_len": 6}
         found = beam_search(model, source.int(), **names, **options)
-        written = greedy(model, source.int(), max_len=6, **names)
-        for tokens, row, line in zip(source, found, written, strict=True):
-            next_log_p = next_of(model, tokens, begin)
-            check_found(row, beam_slowly(next_log_p, end, 3, 1.0, 6))
-            assert line == greedy_slowly(next_log_p, end, 6)
+        for tokens, row in zip(source, found, strict=True):
+            check_found(row, beam_slowly(next_of(model, tokens, begin), end, 3, 1.0, 6))
 
 
 def test_more_beams_than_there_are_extensions():
@@ -241,14 +216,8 @@ def test_finished_rows_leave_the_batch_at_once():
         return out.index_add(-1, torch.tensor([END]), amount)
 
     model.output.register_forward_hook(rise)
-    written = greedy(model, source, mask, max_len=12)
-    predicted = [min(len(line) + 1, 12) for line in written]
-    assert len(set(predicted)) > 2
-    assert steps == [sum(n > t for n in predicted) for t in range(max(predicted))]
     options, alone = {"beam": 3, "length_penalty": 0.0, "max_len": 12}, []
     for b in range(8):
-        steps.clear()
-        assert greedy(model, source[[b]], mask[[b]], max_len=12) == [written[b]]
         steps.clear()
         beam_search(model, source[[b]], mask[[b]], **options)
         alone.append([*steps])
@@ -287,8 +256,8 @@ def test_what_is_cut_short_is_kept_and_says_so():
     bias(model, END, -math.inf)
     for max_len in (1, 5):
         found = beam_search(model, source, beam=3, length_penalty=0.5, max_len=max_len)
-        for row, line in zip(found, greedy(model, source, max_len=max_len), strict=True):
-            assert len(row) == 3 and len(line) == max_len and END not in line
+        for row in found:
+            assert len(row) == 3
             for one in row:
                 assert not one.finished and len(one.tokens) == max_len and END not in one.tokens
                 assert one.score == pytest.approx(one.log_probability / max_len**0.5)
@@ -340,34 +309,31 @@ def test_a_source_without_hope_is_left():
 def test_dropout_is_off_and_every_module_gets_its_mode_back():
     model = make(seed=2, dropout=0.5, attention_dropout=0.5)
     source, mask = sources(model, [4, 2])
-    expected = [run(model, source, mask, max_len=6) for run in (greedy, beam_search)]
+    expected = beam_search(model, source, mask, max_len=6)
     model.train()
     model.encoder[0].eval()
     modes = [module.training for module in model.modules()]
-    assert [run(model, source, mask, max_len=6) for run in (greedy, beam_search)] == expected
+    assert beam_search(model, source, mask, max_len=6) == expected
     assert [module.training for module in model.modules()] == modes
     model.output.register_forward_hook(lambda module, args, out: out * math.nan)
-    for run, name in ((greedy, "greedy"), (beam_search, "beam_search")):
-        with pytest.raises(
-            ValueError, match=f"{name}: the model's logits must be numbers, got nan"
-        ):
-            run(model, source, mask, max_len=6)
-        assert [module.training for module in model.modules()] == modes
+    with pytest.raises(
+        ValueError, match="beam_search: the model's logits must be numbers, got nan"
+    ):
+        beam_search(model, source, mask, max_len=6)
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_nan_in_one_row_at_a_late_step_is_refused_too():
-    source = torch.zeros(3, 2, dtype=torch.int64)
-    for run in (greedy, beam_search):
-        model, calls = make(seed=1), []
-        bias(model, END, -20.0)
+    model, calls = make(seed=1), []
+    bias(model, END, -20.0)
 
-        def spoil(module, args, out, calls=calls):
-            calls.append(None)
-            return out if len(calls) < 3 else out.index_fill(0, torch.tensor([1]), math.nan)
+    def spoil(module, args, out):
+        calls.append(None)
+        return out if len(calls) < 3 else out.index_fill(0, torch.tensor([1]), math.nan)
 
-        model.output.register_forward_hook(spoil)
-        with pytest.raises(ValueError, match="must be numbers, got nan"):
-            run(model, source, max_len=6)
+    model.output.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="must be numbers, got nan"):
+        beam_search(model, torch.zeros(3, 2, dtype=torch.int64), max_len=6)
 
 
 def test_inference_mode_works_and_training_afterwards():
@@ -376,8 +342,8 @@ def test_inference_mode_works_and_training_afterwards():
         source, mask = sources(model, [4, 2])
         kept = source.clone(), copy.deepcopy(model.state_dict())
         with torch.inference_mode():
-            inside = [run(model, source, mask, max_len=6) for run in (greedy, beam_search)]
-        assert [run(model, source, mask, max_len=6) for run in (greedy, beam_search)] == inside
+            inside = beam_search(model, source, mask, max_len=6)
+        assert beam_search(model, source, mask, max_len=6) == inside
         loss = model(source, source, source_mask=mask).logsumexp(-1).sum()
         loss.backward()
         assert torch.equal(source, kept[0])
@@ -396,7 +362,6 @@ def test_half_precision_sums_in_single_precision(dtype):
     for row in beam_search(model, source, mask, beam=2, length_penalty=0.0, max_len=13):
         assert row[0].tokens == [int(logits.argmax())] * 13
         assert row[0].log_probability == pytest.approx(13 * best.item(), abs=1e-4)
-    assert greedy(model, source, mask, max_len=13) == [[int(logits.argmax())] * 13] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -405,7 +370,6 @@ def test_half_precision_finds_numbers(dtype):
     source, mask = sources(model, [5, 0])
     for row in beam_search(model, source, mask, beam=2, max_len=8):
         assert all(math.isfinite(one.score) for one in row) and row[0].score >= row[1].score
-    assert all(len(line) <= 8 for line in greedy(model, source, mask, max_len=8))
 
 
 def test_large_logits_of_half_precision_do_not_overflow():
@@ -430,27 +394,20 @@ def refused(message):
     return pytest.raises(ValueError, match=re.escape(message))
 
 
-BOTH = pytest.mark.parametrize("run", [greedy, beam_search], ids=["greedy", "beam_search"])
-
-
-@BOTH
-def test_the_table_of_positions_is_used_to_its_end_and_no_further(run):
-    name = run.__name__
+def test_the_table_of_positions_is_used_to_its_end_and_no_further():
     for positions in KINDS:
         model = make(seed=1, positions=positions, max_len=5)
         bias(model, END, -math.inf)
         source, _ = sources(model, [4])
-        run(model, source, max_len=5)
+        beam_search(model, source, max_len=5)
         if positions in ("sinusoidal", "learned"):
-            with refused(
-                f"{name}: max_len must be at most 5, the positions that the model has, got 6"
-            ):
-                run(model, source, max_len=6)
+            must = "max_len must be at most 5, the positions that the model has left, got 6"
+            with refused(f"beam_search: {must}"):
+                beam_search(model, source, max_len=6)
         else:
-            run(model, source, max_len=6)
+            beam_search(model, source, max_len=6)
 
 
-@BOTH
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -461,39 +418,23 @@ def test_the_table_of_positions_is_used_to_its_end_and_no_further(run):
         ({"end": -1}, "end must lie in 0 to vocab_size - 1 = 6, got -1"),
     ],
 )
-def test_limits_and_tokens_are_checked(run, options, message):
+def test_limits_and_tokens_are_checked(options, message):
     model = make()
     for batch in (2, 0):
-        with refused(f"{run.__name__}: {message}"):
-            run(model, torch.zeros(batch, 3, dtype=torch.int64), **{"max_len": 4} | options)
+        with refused(f"beam_search: {message}"):
+            beam_search(model, torch.zeros(batch, 3, dtype=torch.int64), **{"max_len": 4} | options)
 
 
 @pytest.mark.bad_input
-@BOTH
-@pytest.mark.parametrize(
-    "source, got",
-    [
-        (torch.tensor([1, 2]), "(2,) of torch.int64"),
-        (torch.zeros(1, 1, 1, dtype=torch.int64), "(1, 1, 1) of torch.int64"),
-        (torch.zeros(2, 3), "(2, 3) of torch.float32"),
-        (torch.zeros(2, 3, dtype=torch.bool), "(2, 3) of torch.bool"),
-    ],
-)
-def test_a_source_is_a_batch_of_integers(run, source, got):
-    with refused(f"{run.__name__}: source must be (B, S) int32 or int64, got {got}"):
-        run(make(), source, max_len=4)
-
-
-@pytest.mark.bad_input
-@BOTH
-@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3), (2, 1, 3, 3), (3, 1, 1, 3), (2, 1, 1, 4)])
-def test_a_mask_of_another_shape_is_refused(run, shape):
+def test_a_source_and_its_mask_are_checked():
     source = torch.zeros(2, 3, dtype=torch.int64)
-    must = f"{run.__name__}: source_mask must be (2, 1, 1, 3) bool, as padding_mask gives it, got "
-    with refused(f"{must}{shape} of torch.bool"):
-        run(make(), source, torch.ones(shape, dtype=torch.bool), max_len=4)
-    with refused(f"{must}(2, 1, 1, 3) of torch.float32"):
-        run(make(), source, torch.ones(2, 1, 1, 3), max_len=4)
+    with refused("beam_search: source must be (B, S) int32 or int64, got (2, 3) of torch.float32"):
+        beam_search(make(), source.float(), max_len=4)
+    must = "source_mask must be (2, 1, 1, 3) bool, as padding_mask gives it, got (2, 3) of"
+    with refused(f"beam_search: {must} torch.bool"):
+        beam_search(make(), source, source == 0, max_len=4)
+    with refused("beam_search: source tokens must lie in 0 to vocab_size - 1 = 6, got 0 to 7"):
+        beam_search(make(), torch.tensor([[0, 7]]), max_len=4)
 
 
 @pytest.mark.parametrize(
@@ -524,16 +465,6 @@ SEARCHES = {
     "max_len": st.integers(1, 6),
     "peaked": st.floats(0.5, 4.0),
 }
-
-
-@given(**SEARCHES)
-@settings(max_examples=15)
-def test_greedy_finds_what_one_uncached_sentence_finds(vocab_size, seed, lengths, max_len, peaked):
-    model = make(vocab_size, seed=seed, peaked=peaked)
-    source, mask = sources(model, lengths, seed)
-    written = greedy(model, source, mask, max_len=max_len)
-    for tokens, line, n in zip(source, written, lengths, strict=True):
-        assert line == greedy_slowly(next_of(model, tokens[:n]), END, max_len)
 
 
 @given(**SEARCHES, beam=st.integers(1, 6), length_penalty=st.sampled_from([0.0, 0.6, 1.0, 2.0]))
@@ -597,3 +528,65 @@ def test_width_one_is_greedy_without_a_length_penalty_or_without_patience(
         found = beam_search(model, source, mask, beam=1, max_len=max_len, **options)
         assert [row[0].tokens for row in found] == written
         assert [row[0].finished for row in found] == [len(line) < max_len for line in written]
+
+
+# without an encoder
+
+
+def writer(vocab_size=5, *, seed=0, **options):
+    torch.manual_seed(seed)
+    config = make(vocab_size, **options).config
+    model = DecoderOnly(config).double().eval()
+    with torch.no_grad():
+        model.output.weight.mul_(2.5)
+    return model
+
+
+def next_after(model, prompt):
+    @torch.no_grad()
+    def next_log_p(written):
+        logits = model(torch.tensor([[*prompt, *written]]))[0, -1]
+        return logits.log_softmax(dim=-1).tolist()
+
+    return next_log_p
+
+
+@pytest.mark.parametrize("positions", KINDS)
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_a_beam_continues_ragged_prompts_as_if_each_stood_alone(positions, n_kv_heads):
+    model, lengths = writer(seed=3, positions=positions, n_kv_heads=n_kv_heads), [4, 1, 2]
+    tokens, mask = sources(model, lengths)
+    mask = mask.flip(-1)
+    options = {"beam": 3, "length_penalty": 0.5, "max_len": 6}
+    found = beam_search(model, tokens, mask, **options)
+    for row, n, hypotheses in zip(tokens, lengths, found, strict=True):
+        expected = beam_slowly(next_after(model, row[4 - n :].tolist()), END, **options)
+        check_found(hypotheses, expected)
+
+
+def test_a_beam_as_wide_as_all_continuations_searches_exhaustively():
+    for seed in range(4):
+        model, max_len = writer(4, seed=seed), 3
+        tokens, _ = sources(model, [3], seed)
+        next_log_p, others, every = next_after(model, tokens[0].tolist()), (0, 1, 3), []
+        for n in range(max_len + 1):
+            for line in itertools.product(others, repeat=n):
+                steps = [*line, END] if n < max_len else line
+                p = sum(next_log_p([*line[:t]])[token] for t, token in enumerate(steps))
+                every.append(([*line], p, p / len(steps) ** 0.7, n < max_len))
+        every.sort(key=lambda one: (not one[3], -one[2]))
+        options = {"beam": 4**max_len, "length_penalty": 0.7, "max_len": max_len}
+        (found,) = beam_search(model, tokens, **options)
+        check_found(found, every[: 4**max_len])
+
+
+@given(seed=st.integers(0, 10_000), max_len=st.integers(1, 6), alpha=st.floats(0, 2))
+@settings(max_examples=10)
+def test_width_one_continues_greedily(seed, max_len, alpha):
+    model = writer(7, seed=seed)
+    tokens, mask = sources(model, [3, 1, 4], seed)
+    mask = mask.flip(-1)
+    written = greedy(model, tokens, mask, max_len=max_len)
+    for options in ({"length_penalty": 0.0}, {"length_penalty": alpha, "patience": 1.0}):
+        found = beam_search(model, tokens, mask, beam=1, max_len=max_len, **options)
+        assert [row[0].tokens for row in found] == written

@@ -1,4 +1,4 @@
-"""The full model agrees with torch's, costs what it says, and refuses what it cannot do."""
+"""The full model agrees with torch's, with and without encoder, and refuses what it cannot do."""
 
 import copy
 import dataclasses
@@ -10,12 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from transformer_lib.attention import causal_mask, padding_mask
-from transformer_lib.layers import RMSNorm
-from transformer_lib.models import Cost, Transformer, TransformerConfig, cost
+from transformer_lib.cost import cost
+from transformer_lib.layers import EncoderLayer, RMSNorm
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.testing import check_model
 
 B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can pass for another
@@ -345,25 +344,6 @@ def test_final_norms_come_with_pre_norm_unless_told():
     assert type(build(norm="pre", norm_type="rms").decoder_norm) is RMSNorm
 
 
-PAPER = {  # Vaswani et al. (2017), Table 3, parameters in millions, with V = 41,000
-    65: {},
-    36: {"n_encoder_layers": 2, "n_decoder_layers": 2},
-    50: {"n_encoder_layers": 4, "n_decoder_layers": 4},
-    80: {"n_encoder_layers": 8, "n_decoder_layers": 8},
-    28: {"d_model": 256},
-    168: {"d_model": 1024},
-    53: {"d_ff": 1024},
-    90: {"d_ff": 4096},
-}
-
-
-@pytest.mark.parametrize("millions", PAPER)
-def test_one_vocabulary_reproduces_eight_rows_of_table_3(millions):
-    assert (
-        round(cost(TransformerConfig.base(41_000, **PAPER[millions])).parameters / 1e6) == millions
-    )
-
-
 def test_the_presets_are_those_of_the_paper():
     base, big = TransformerConfig.base(), TransformerConfig.big()
     sizes = ("vocab_size", "d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers")
@@ -379,12 +359,6 @@ def test_the_presets_are_those_of_the_paper():
         TransformerConfig.tiny(V, d_ff=41).d_ff == 41
         and TransformerConfig.base(V, norm="pre").norm == "pre"
     )
-
-
-@pytest.mark.parametrize("config", [TransformerConfig.base(), TransformerConfig.big()])
-def test_the_presets_are_counted_exactly(config):
-    with torch.device("meta"):
-        assert n_parameters(Transformer(config)) == cost(config).parameters
 
 
 CHANGES = {
@@ -421,82 +395,7 @@ def test_relative_buckets_look_both_ways_in_the_encoder_only():
     assert model.encoder[0].attention.positions is model.encoder[1].attention.positions
 
 
-# --- cost --------------------------------------------------------------------------------------
-
-COSTED = [
-    dict(
-        zip(
-            (
-                "positions",
-                "activation",
-                "norm",
-                "norm_type",
-                "n_kv_heads",
-                "bias",
-                "tie_embeddings",
-            ),
-            row,
-            strict=True,
-        )
-    )
-    for i, row in enumerate(
-        itertools.product(
-            POSITIONS,
-            ("relu", "gelu", "silu", "swiglu", "geglu"),
-            ("post", "pre"),
-            ("layer", "rms"),
-            (None, 1),
-            (True, False),
-            (True, False),
-        )  # fmt: skip
-    )
-    if i % 31 == 0  # a prime that divides no factor: every value meets many others
-]
-
-
-@pytest.mark.parametrize(
-    "options", COSTED, ids=lambda options: "-".join(map(str, options.values()))
-)
-def test_parameters_and_flops_equal_what_torch_counts(options):
-    model, (source, target) = Transformer(small(**options)), draw()
-    expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
-    assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
-    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
-    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused kernel
-        with FlopCounterMode(display=False) as forward:
-            logits = model(source, target)
-        with FlopCounterMode(display=False) as backward:
-            logits.sum().backward()
-    assert expected.forward_flops == forward.get_total_flops()
-    assert expected.training_flops == forward.get_total_flops() + backward.get_total_flops()
-
-
-def test_the_parts_of_the_work_equal_what_torch_counts_in_them():
-    model, (source, target) = Transformer(small(n_kv_heads=1, activation="geglu")), draw()
-    expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(source, target)
-    counts = {name: sum(count.values()) for name, count in counter.get_flop_counts().items()}
-    total = lambda *ends: sum(n for name, n in counts.items() if name.endswith(ends))  # noqa: E731
-    assert expected.feed_forward_flops == total(".feed_forward")
-    assert expected.logit_flops == total("Transformer.output")
-    assert expected.projection_flops + expected.attention_flops == total(
-        *(f".{kind}attention" for kind in ("", "self_", "cross_"))
-    )
-
-
-@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, MODERN])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_cache_bytes_equal_the_size_of_its_tensors(options, dtype):
-    model, (source, target) = Transformer(small(**options)).to(dtype).eval(), draw()
-    with torch.no_grad():
-        cache = model.make_cache(T)
-        model.decode(target, model.encode(source), cache=cache)
-    expected = cost(
-        model.config, batch_size=B, source_len=S, target_len=T, bytes_per_number=dtype.itemsize
-    )
-    assert expected.cache_bytes == sum(part.n_bytes for layer in cache for part in layer)
-    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+# --- the cache ---------------------------------------------------------------------------------
 
 
 def test_the_cache_defaults_to_max_len():
@@ -629,12 +528,188 @@ def test_torch_models_without_a_counterpart_are_refused():
         Transformer.from_torch(mixed, embedding)
 
 
+# --- without an encoder ------------------------------------------------------------------------
+
+
+def writer(seed=0, **changes):
+    torch.manual_seed(seed)
+    return DecoderOnly(small(**changes)).double().eval()
+
+
+def texts(batch=B, length=S):
+    return torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def real(lengths, width=S):
+    """True where a row that is padded on the left has real tokens."""
+    return (torch.arange(width) >= width - torch.tensor(lengths)[:, None])[:, None, None]
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first):
+    torch.manual_seed(2)
+    options = {"dim_feedforward": 37, "batch_first": True, "norm_first": norm_first}
+    layer = nn.TransformerEncoderLayer(24, 2, activation="gelu", **options)
+    norm = nn.LayerNorm(24) if norm_first else None
+    theirs = nn.TransformerEncoder(layer, 3, norm=norm).double().eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    ours = writer(norm="pre" if norm_first else "post", activation="gelu", positions="learned")
+    ours.decoder = nn.ModuleList(map(EncoderLayer.from_torch, theirs.layers))
+    if norm_first:
+        ours.decoder_norm.load_state_dict(theirs.norm.state_dict())
+    tokens = texts()
+    entering = ours.embedding(tokens) * 24**0.5 + ours.positions.table[:S]
+    states = theirs(entering, mask=~causal_mask(S))
+    torch.testing.assert_close(ours.read(tokens), states)
+    torch.testing.assert_close(ours(tokens), states @ ours.embedding.weight.T)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_decoder_only_sees_its_past_and_nothing_else(positions):
+    model = writer(positions=positions)
+    model.embedding.weight.requires_grad_(False)
+    tokens = texts(batch=1)
+    inputs = model.embedding(tokens).requires_grad_()
+    model.embedding.forward = lambda _: inputs
+    for t in range(S):
+        (grad,) = torch.autograd.grad(model.read(tokens)[0, t].square().sum(), inputs)
+        reached = grad[0].abs().amax(dim=-1) > 0
+        assert reached.tolist() == [s <= t for s in range(S)]
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_decoder_only_with_a_cache_is_itself_at_every_split(positions, n_kv_heads):
+    model = writer(positions=positions, n_heads=4, n_kv_heads=n_kv_heads)
+    tokens = texts()
+    whole = model(tokens)
+    for split in range(S + 1):
+        with torch.no_grad():
+            cache = model.make_cache()
+            parts = [model(part, cache=cache) for part in (tokens[:, :split], tokens[:, split:])]
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+    with torch.no_grad():
+        cache = model.make_cache(S)
+        parts = [model(part, cache=cache) for part in tokens.split([1, 1, 3, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
+    assert all(layer.length == S and layer.max_len == S for layer in cache)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_padding_on_the_left_changes_nothing(positions, n_kv_heads):
+    model, tokens = writer(positions=positions, n_kv_heads=n_kv_heads), texts()
+    lengths = [3, S, 5]
+    mask = real(lengths)
+    alone = [model(row[None, S - n :])[0] for row, n in zip(tokens, lengths, strict=True)]
+    together = model(tokens.masked_fill(~mask[:, 0, 0], 0), mask)
+    other = model(tokens.masked_fill(~mask[:, 0, 0], V - 1), mask)
+    with torch.no_grad():
+        cache, steps = model.make_cache(), []
+        for start, end in ((0, 2), (2, 3), (3, 6), (6, 7)):
+            steps.append(model(tokens[:, start:end], mask[..., :end], cache=cache))
+    for rows in (together, other, torch.cat(steps, dim=1)):
+        for row, n, wanted in zip(rows, lengths, alone, strict=True):
+            torch.testing.assert_close(row[S - n :], wanted)
+
+
+def test_a_mask_for_one_row_serves_all():
+    model, tokens = writer(), texts()
+    torch.testing.assert_close(model(tokens, real([5])), model(tokens, real([5] * B)))
+    torch.testing.assert_close(model(tokens, real([S])), model(tokens))
+
+
+def test_padding_has_finite_gradients():
+    model, tokens = writer(), texts()
+    model(tokens, real([1, 2, S]))[:, -1].square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
+def test_a_window_given_as_a_mask_is_kept_by_the_cache(positions, window):
+    """A position sees itself and the window - 1 before it, with a cache as without."""
+    model = build(positions=positions, n_kv_heads=1)
+    source, target = draw()
+    near = causal_mask(T) & ~causal_mask(T).tril(-window)
+    memory = model.encode(source)
+    whole = model.decode(target, memory, target_mask=near)
+    assert not torch.allclose(whole, model.decode(target, memory))
+    with torch.no_grad():
+        cache = model.make_cache()
+        steps = [
+            model.decode(
+                target[:, t : t + 1], memory, cache=cache, target_mask=near[t : t + 1, : t + 1]
+            )
+            for t in range(T)
+        ]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole)
+
+
+def test_a_decoder_only_shares_one_scheme_and_one_matrix():
+    model = writer(positions="relative", n_encoder_layers=1)
+    assert len(model.decoder) == 3  # the encoder's depth says nothing
+    schemes = {id(layer.attention.positions) for layer in model.decoder}
+    assert len(schemes) == 1 and not model.decoder[0].attention.positions.bidirectional
+    assert model.output.weight is model.embedding.weight
+    assert writer(tie_embeddings=False).output.weight is not model.embedding.weight
+
+
+def test_a_decoder_only_is_born_as_surprised_as_it_should_be():
+    torch.manual_seed(0)
+    model = DecoderOnly(TransformerConfig.tiny(101, d_model=256, dropout=0.0))
+    tokens = torch.randint(101, (32, 17))
+    loss = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert 0 < loss.item() - math.log(101) < 2
+
+
+def test_a_decoder_only_comes_back_from_its_state():
+    model, other = writer(seed=0), writer(seed=1)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(texts()), model(texts()))
+
+
+def test_a_decoder_only_takes_nothing():
+    assert writer()(texts(batch=0)).shape == (0, S, V)
+    assert writer()(texts(length=0)).shape == (B, 0, V)
+
+
+def test_dropout_acts_in_training_only():
+    model = writer(dropout=0.5)
+    quiet = model(texts())
+    torch.testing.assert_close(quiet, model(texts()))
+    model.train()
+    assert not torch.allclose(quiet, model(texts()))
+
+
 @pytest.mark.bad_input
-def test_negative_costs_are_refused():
-    with pytest.raises(ValueError, match="must not be negative, got 1, -7, 1 and 4"):
-        cost(small(), source_len=-7)
-
-
-def test_nothing_costs_nothing_but_parameters():
-    nothing = cost(small(), batch_size=0)
-    assert nothing.forward_flops == nothing.cache_bytes == 0 < nothing.parameters
+def test_a_decoder_only_refuses_what_it_cannot_read():
+    model, tokens = writer(), texts()
+    with pytest.raises(ValueError, match="DecoderOnly: tokens must be .B, length. int32"):
+        model(tokens.double())
+    with pytest.raises(
+        ValueError, match=f"DecoderOnly: tokens tokens must lie.* {V - 1}, got 0 to"
+    ):
+        model(torch.tensor([[0, V]]))
+    with pytest.raises(ValueError, match="positions must lie between 0 and max_len - 1 = 10"):
+        model(texts(length=12))
+    with pytest.raises(ValueError, match="DecoderOnly.read: cache must have one entry .* 3 lay.*2"):
+        model(tokens, cache=model.make_cache()[:2])
+    masks = {
+        "(3, 1, 1, 6) of torch.bool": real([6] * B, 6),
+        "(2, 1, 1, 7) of torch.bool": real([5, 6]),
+        "(3, 1, 1, 7) of torch.float64": real([5] * B).double(),
+        "(3, 7) of torch.bool": real([5] * B)[:, 0, 0],
+    }
+    for got, mask in masks.items():
+        with pytest.raises(ValueError) as error:
+            model(tokens, mask)
+        must = "DecoderOnly.read: mask must be (3, 1, 1, S = 7) bool, got "
+        assert str(error.value) == must + got
+    with torch.no_grad():
+        cache = model.make_cache()
+        model(tokens, cache=cache)
+        with pytest.raises(ValueError, match="S = 8. bool, got .3, 1, 1, 7."):
+            model(tokens[:, :1], real([5] * B), cache=cache)

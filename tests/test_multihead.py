@@ -520,6 +520,37 @@ def test_a_selection_needs_a_list_of_integers(rows):
         cache.select(rows)
 
 
+@GROUPS
+def test_what_was_cut_off_might_never_have_been(n_kv_heads):
+    attention, x, other = layer(n_kv_heads), normal(B, T, D), normal(B, T, D, seed=1)
+    with torch.no_grad():
+        cut, fresh = KVCache(2 * T), KVCache(2 * T)
+        attention(x, causal=True, cache=cut)
+        cut.cut(2)
+        assert cut.length == 2 and cut.max_len == 2 * T
+        attention(x[:, :2], causal=True, cache=fresh)
+        for cache in (cut, fresh):
+            cache.last = attention(other, causal=True, cache=cache)
+    torch.testing.assert_close(cut.last, fresh.last)
+    for kept, expected in zip(cut.stored(), fresh.stored(), strict=True):
+        torch.testing.assert_close(kept, expected)
+    cut.cut(cut.length)
+    assert cut.length == 2 + T
+    cut.cut(0)
+    assert cut.length == 0
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("length", [-1, T + 1])
+def test_a_cut_beyond_what_is_stored_is_refused(length):
+    cache = KVCache(2 * T)
+    cache.append(normal(B, H, T, K), normal(B, H, T, K))
+    must = f"KVCache.cut: length must lie in 0 to the {T} positions stored, got {length}"
+    with pytest.raises(ValueError, match=must):
+        cache.cut(length)
+    assert cache.length == T
+
+
 def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
     cache, pair = KVCache(max_len=4), [normal(B, 2, 3, K), normal(B, 2, 3, K)]
     with pytest.raises(ValueError, match="got an empty cache"):

@@ -131,6 +131,28 @@ def test_tables_take_empty_input(scheme):
     assert scheme(numbers(B, 0, D), first=P).shape == (B, 0, D)
 
 
+@pytest.mark.parametrize("scheme", [SinusoidalPositions, LearnedPositions])
+def test_tables_mark_each_row_at_places_of_its_own(scheme):
+    table, x = scheme(P, D).double(), numbers(B, T, D)
+    places = torch.tensor([[0, 0, 0, 1, 2], [7, 5, 3, P - 1, 0]])
+    expected = torch.stack(
+        [torch.stack([x[b, t] + table.table[places[b, t]] for t in range(T)]) for b in range(B)]
+    )
+    torch.testing.assert_close(table.at(x, places), expected)
+    torch.testing.assert_close(table.at(x, torch.arange(3, 3 + T)[None]), table(x, 3))
+    assert table.at(x.half(), places).dtype == torch.float16
+    assert table.at(x[:, :0], places[:, :0]).shape == (B, 0, D)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("low, high", [(-1, 3), (0, P)])
+def test_a_place_outside_a_table_is_refused(low, high):
+    places = torch.tensor([[low, high, 1, 2, 0]])
+    must = f"LearnedPositions: positions must lie between 0 and max_len - 1 = {P - 1}, "
+    with pytest.raises(ValueError, match=must + f"got {low} to {high}"):
+        LearnedPositions(P, D).at(torch.zeros(B, T, D), places)
+
+
 def test_only_the_learned_table_is_saved_and_trained():
     fixed, learned = tables()
     assert not fixed.state_dict() and not list(fixed.parameters())

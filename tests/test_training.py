@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from transformer_lib import training
 from transformer_lib.checkpoints import checkpoints, load_checkpoint, read_records
-from transformer_lib.models import Transformer, TransformerConfig, cost
+from transformer_lib.cost import cost
+from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.text import END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
 from transformer_lib.training import RECIPES, Recipe, export_model
@@ -75,7 +76,7 @@ def test_multi30k_recipes_translate_from_the_first_language_to_the_second(
 ):
     asked = []
     monkeypatch.setattr(training._datasets, "multi30k", lambda *of: asked.append(of))
-    training._multi30k(source, target, n_steps=500).pairs("val")
+    training._multi30k(source, target, n_steps=500, dropout=0.1).pairs("val")
     assert asked == [(source, target, "val")]
     assert RECIPES[f"multi30k-{source}-{target}"].pairs.args == (source, target)
 

@@ -23,7 +23,8 @@ from transformer_lib import translation
 from transformer_lib.attention import padding_mask
 from transformer_lib.checkpoints import CheckpointError, read_records
 from transformer_lib.datasets import multi30k
-from transformer_lib.decoding import beam_search, greedy
+from transformer_lib.decoding import beam_search
+from transformer_lib.generation import greedy
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.multihead import recording
 from transformer_lib.text import BEGIN, END, PairBatches, Tokenizer
@@ -106,21 +107,35 @@ def test_nothing_is_translated_by_nothing(shipped):
     assert shipped(["", " \n\t", GERMAN[2]]) == ["", "", shipped([GERMAN[2]])[0]]
 
 
-def test_the_search_is_that_of_the_decoding_chapter(random_translator, tokenizer):
+def search(translator, text, **options):
+    """What the search itself finds for one text: greedy's line, or every hypothesis of a beam."""
+    source = torch.tensor([[*translator.tokenizer.encode(text), END]])
+    mask = padding_mask(torch.tensor([source.shape[1]]))
+    options |= {"max_len": min(translator.model.config.max_len, 2 * source.shape[1] + 10)}
+    if "beam" not in options:
+        lines = greedy(translator.model, source, mask, **options)
+    else:
+        lines = [one.tokens for one in beam_search(translator.model, source, mask, **options)[0]]
+    return [translator.tokenizer.decode(line) for line in lines]
+
+
+def test_a_beam_of_one_is_greedy(random_translator, shipped):
     text = "die Katze sieht den Hund nicht ."
-    source = torch.tensor([[*tokenizer.encode(text), END]])
-    mask, max_len = padding_mask(torch.tensor([source.shape[1]])), min(40, 2 * source.shape[1] + 10)
-    line = greedy(random_translator.model, source, mask, max_len=max_len)[0]
-    assert random_translator([text], beam=1) == [tokenizer.decode(line)]
-    found = {}
-    for alpha in (0.0, 1.0):
-        best = beam_search(
-            random_translator.model, source, mask, beam=3, length_penalty=alpha, patience=1.0,
-            max_len=max_len,
-        )[0][0]  # fmt: skip
-        found[alpha] = random_translator([text], beam=3, length_penalty=alpha)
-        assert found[alpha] == [tokenizer.decode(best.tokens)]
-    assert random_translator([text], beam=3) == found[1.0]
+    assert random_translator([text], beam=1) == search(random_translator, text)
+    lines = [search(shipped, text)[0] for text in GERMAN]
+    assert shipped(GERMAN, beam=1) == lines != shipped(GERMAN, beam=3)
+
+
+@pytest.mark.parametrize("alpha", (0.0, 1.0, 3.0))
+def test_the_search_is_that_of_the_decoding_chapter(shipped, alpha):
+    options = {"beam": 3, "length_penalty": alpha}
+    best = [search(shipped, text, patience=1.0, **options) for text in GERMAN]
+    firsts = [lines[0] for lines in best]
+    assert shipped(GERMAN, **options) == firsts
+    assert all(lines[0] != lines[-1] for lines in best)  # so that it matters which is taken
+    assert (shipped(GERMAN, beam=3) == firsts) == (alpha < 3)  # the default is 1
+    patient = [search(shipped, text, patience=9.0, **options)[0] for text in GERMAN]
+    assert (patient == firsts) == (alpha < 3)  # so that patience matters
 
 
 @pytest.mark.parametrize("text, most", [("wer ?", 18), ("der Hund " * 10, 40)])

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .attention import attend, attend_with_weights, causal_mask, padding_mask, tiled_attend
+from .cost import Cost, cost, decoder_only_cost
 from .layers import (
     DecoderLayer,
     EncoderLayer,
@@ -15,7 +16,7 @@ from .layers import (
     PreNorm,
     RMSNorm,
 )
-from .models import Cost, Transformer, TransformerConfig, cost
+from .models import DecoderOnly, Transformer, TransformerConfig
 from .multihead import KVCache, MultiHeadAttention, PositionScheme, recording
 from .positions import (
     AlibiBias,
@@ -42,7 +43,8 @@ from .testing import (
 
 if TYPE_CHECKING:
     from .datasets import multi30k, number_names, stdlib_source, tiny_shakespeare
-    from .decoding import Hypothesis, beam_search, greedy
+    from .decoding import Hypothesis, beam_search
+    from .generation import greedy, stream
     from .objectives import (
         SCHEDULES,
         MovingAverage,
@@ -54,6 +56,15 @@ if TYPE_CHECKING:
         paper_rate,
         token_loss,
         translation_loss,
+    )
+    from .sampling import (
+        Sampler,
+        keep_min_p,
+        keep_top_k,
+        keep_top_p,
+        penalise_repetition,
+        sample,
+        speculative,
     )
     from .text import (
         BEGIN,
@@ -100,7 +111,9 @@ _LATER = {
         "TrainingBatch TrainingConfig make_optimizer tensorboard_log"
     ),
     "training": "RECIPES Recipe export_model",
-    "decoding": "Hypothesis beam_search greedy",
+    "generation": "greedy stream",
+    "sampling": "Sampler keep_min_p keep_top_k keep_top_p penalise_repetition sample speculative",
+    "decoding": "Hypothesis beam_search",
     "translation": "PROTOCOLS Score Translator record_scores score",
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names.split()}
@@ -132,9 +145,11 @@ __all__ = [
     "PreNorm",
     "RMSNorm",
     "Cost",
+    "cost",
+    "decoder_only_cost",
+    "DecoderOnly",
     "Transformer",
     "TransformerConfig",
-    "cost",
     "KVCache",
     "MultiHeadAttention",
     "PositionScheme",
@@ -199,9 +214,17 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "export_model",
+    "greedy",
+    "stream",
+    "Sampler",
+    "keep_min_p",
+    "keep_top_k",
+    "keep_top_p",
+    "penalise_repetition",
+    "sample",
+    "speculative",
     "Hypothesis",
     "beam_search",
-    "greedy",
     "PROTOCOLS",
     "Score",
     "Translator",

@@ -98,6 +98,13 @@ class KVCache:
         for part, kept in zip(old[:, :, :, :n], self._room[:, :, :, :n], strict=True):
             torch.index_select(part, 0, rows, out=kept)  # keys, then values: only the used part
 
+    def cut(self, length: int) -> None:
+        """Keep the first `length` positions and forget the later ones."""
+        if not 0 <= length <= self.length:
+            must = f"length must lie in 0 to the {self.length} positions stored"
+            raise ValueError(f"KVCache.cut: {must}, got {length}")
+        self.length = length
+
     @property
     def n_bytes(self) -> int:
         """The bytes taken, used or not, are 2 B G max_len K times those of one number."""
@@ -257,9 +264,13 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: Tensor, first: int, last: int) -> list[Tensor]:
         """Apply parts first to last of in_proj (0 query, 1 key, 2 value) in one product."""
-        rows = slice(sum(self.widths[:first]), sum(self.widths[:last]))
-        bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
-        parts = F.linear(x, self.in_proj.weight[rows], bias).split(self.widths[first:last], dim=-1)
+        if last - first == 3:  # a slice of everything would cost a copy of its gradient
+            y = self.in_proj(x)
+        else:
+            rows = slice(sum(self.widths[:first]), sum(self.widths[:last]))
+            bias = None if self.in_proj.bias is None else self.in_proj.bias[rows]
+            y = F.linear(x, self.in_proj.weight[rows], bias)
+        parts = y.split(self.widths[first:last], dim=-1)
         return [_split_heads(part, part.shape[-1] // self.d_head) for part in parts]
 
     @classmethod

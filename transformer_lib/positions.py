@@ -72,6 +72,16 @@ class _PositionTable(nn.Module):
             )
         return x + self.table[first:end].to(x.dtype)
 
+    def at(self, x: Float[Tensor, "B T D"], places: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
+        """Mark x as standing at places of its own, row by row."""
+        name, max_len = type(self).__name__, len(self.table)
+        if places.device.type == "cpu" and places.numel():  # an accelerator would be waited for
+            low, high = (int(place) for place in places.aminmax())
+            if low < 0 or high >= max_len:
+                must = f"positions must lie between 0 and max_len - 1 = {max_len - 1}"
+                raise ValueError(f"{name}: {must}, got {low} to {high}")
+        return x + self.table[places].to(x.dtype)
+
     def extra_repr(self) -> str:
         return "max_len={}, d_model={}".format(*self.table.shape)
 

@@ -39,7 +39,8 @@ from transformer_lib.checkpoints import (
     write_atomically,
 )
 from .datasets import multi30k
-from .decoding import _evaluating, beam_search, greedy
+from .decoding import beam_search
+from .generation import _evaluating, greedy
 from .models import Transformer, TransformerConfig
 from .multihead import recording
 from .text import BEGIN, END, PairBatches, Tokenizer, _extra
@@ -153,7 +154,8 @@ class Translator:
             raise ValueError(f"alignment: {must}, got {layer}")
         s, t = ([*ids, END] for ids in self.tokenizer.encode_all([source, target]))
         rows = (torch.tensor([ids], device=self._device) for ids in (s, [BEGIN, *t[:-1]]))
-        with recording(self.model) as seen, _evaluating(self.model):
+        trained = [module for module in self.model.modules() if module.training]
+        with recording(self.model) as seen, _evaluating(trained):
             self.model(*rows)
         crossing = [weights for name, weights in seen.items() if "cross_attention" in name]
         weights = crossing[layer][0].mean(dim=0).cpu()  # (1, H, T, S) -> (T, S)

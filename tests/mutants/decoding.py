@@ -2,57 +2,16 @@
 
 MUTANTS = [
     # the reader
-    ("dropout stays on", "    model.eval()\n", ""),
+    ("dropout stays on", "if module.training]):", "if False]):"),
     (
-        "the model is left in evaluation mode",
-        "        for module, mode in modes:\n            module.training = mode\n",
-        "        pass\n",
+        "the source is read without its mask",
+        "_reader(model, source, source_mask, max_len, begin)",
+        "_reader(model, source, None, max_len, begin)",
     ),
     (
-        "every module gets the mode of the model",
-        "            module.training = mode",
-        "            module.training = modes[0][1]",
-    ),
-    (
-        "the encoder does not see the mask",
-        "model.encode(source, self.mask)",
-        "model.encode(source)",
-    ),
-    (
-        "the decoder does not see the mask",
-        "self.memory, self.mask, cache=self.cache",
-        "self.memory, None, cache=self.cache",
-    ),
-    (
-        "the mask stays when rows leave",
-        "self.mask = None if self.mask is None else self.mask[rows]",
-        "self.mask = None if self.mask is None else self.mask[: len(rows)]",
-    ),
-    (
-        "what was read stays when rows leave",
-        "            layer.select(rows)",
-        "            layer.self_attention.select(rows)\n"
-        "            layer.cross_attention.select(torch.arange(len(rows)) % len(self.memory))",
-    ),
-    (
-        "what was written stays when prefixes change places",
-        "            layer.self_attention.select(rows)",
-        "            pass",
-    ),
-    ("no room for the last token", "model.make_cache(max_len)", "model.make_cache(max_len - 1)"),
-    # greedy
-    ("greedy takes the least probable token", ".max(dim=-1)", ".min(dim=-1)"),
-    ("greedy overlooks nan", "if logit.isnan().any():", "if False:"),
-    (
-        "greedy never lets a row leave",
-        "if len(going) < len(rows):",
-        "if len(going) < 0:",
-    ),
-    ("greedy writes into the wrong rows", "rows, last = rows[going]", "rows, last = going"),
-    (
-        "greedy keeps the end",
-        "line[: line.index(end)] if end in line",
-        "line[: line.index(end) + 1] if end in line",
+        "prefixes change places and their caches do not",
+        "(reader.reorder if lines.shape[:2] == before else reader.select)(parent.flatten())",
+        "lines.shape[:2] == before or reader.select(parent.flatten())",
     ),
     # one step of a beam
     (
@@ -115,8 +74,7 @@ MUTANTS = [
     ("more than the beam", "hypotheses[:beam] for hypotheses", "hypotheses for hypotheses"),
     ("impossible prefixes are returned", "real = p > -math.inf", "real = p >= -math.inf"),
     # refusals
-    ("a longer line than there are positions", "max_len <= room", "max_len <= room + 1"),
-    ("positions limited without a table", "model.positions is None or ", ""),
-    ("begin and end may lie beyond the vocabulary", "0 <= token <= last", "0 <= token <= last + 1"),
-    ("any mask", "source_mask.dtype == torch.bool", "True"),
+    ("an empty beam", '_require("beam_search", beam >= 1,', '_require("beam_search", True,'),
+    ("any length penalty", "usable = 0 <= length_penalty < math.inf", "usable = True"),
+    ("no patience", '_require("beam_search", patience > 0,', '_require("beam_search", True,'),
 ]

@@ -207,4 +207,8 @@ MUTANTS = [
         "if low < 0 or high >= batch:",
         "if high >= batch:",
     ),
+    ("a cut cuts nothing", "        self.length = length\n", ""),
+    ("a cut may lengthen", "if not 0 <= length <= self.length:", "if not 0 <= length:"),
+    ("a cut counts from the end", "if not 0 <= length <= self.length:", "if length > self.length:"),
+    ("a whole projection is cut by halves", "if last - first == 3:", "if last - first == 2:"),
 ]

@@ -246,4 +246,12 @@ MUTANTS = [
         "if max_distance <= per_side // 2:",
         "if max_distance < per_side // 2:",
     ),
+    (
+        "rows at places of their own stand at the first row's",
+        "return x + self.table[places].to(x.dtype)",
+        "return x + self.table[places[:1]].to(x.dtype)",
+    ),
+    ("a place beyond the table", "if low < 0 or high >= max_len:", "if low < 0 or high > max_len:"),
+    ("a place before the table", "if low < 0 or high >= max_len:", "if high >= max_len:"),
+    ("places change the type", "self.table[places].to(x.dtype)", "self.table[places]"),
 ]

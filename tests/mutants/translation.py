@@ -56,7 +56,7 @@ MUTANTS = [
     ("the decoder reads what it writes", "[BEGIN, *t[:-1]]", "t"),
     (
         "dropout in the picture",
-        "with recording(self.model) as seen, _evaluating(self.model):",
+        "with recording(self.model) as seen, _evaluating(trained):",
         "with recording(self.model) as seen:",
     ),
     ("another attention", 'if "cross_attention" in name', 'if "decoder" in name'),

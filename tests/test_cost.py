@@ -1,0 +1,204 @@
+"""What a model costs is what torch counts in it, to the last parameter, operation and byte."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from transformer_lib.cost import Cost, cost, decoder_only_cost
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+
+B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can pass for another
+POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
+MODERN = {"norm": "pre", "norm_type": "rms", "activation": "swiglu", "n_kv_heads": 1, "bias": False}
+
+
+def small(**changes):
+    sizes = {"d_model": 24, "n_heads": 2, "d_ff": 37, "n_encoder_layers": 2, "n_decoder_layers": 3}
+    rest = {"vocab_size": V, "max_len": 11, "dropout": 0.0}
+    return TransformerConfig(**{**sizes, **rest, **changes})
+
+
+def draw():
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randint(V, (B, n), generator=generator) for n in (S, T))
+
+
+def n_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+COSTED = [
+    dict(
+        zip(
+            (
+                "positions",
+                "activation",
+                "norm",
+                "norm_type",
+                "n_kv_heads",
+                "bias",
+                "tie_embeddings",
+            ),
+            row,
+            strict=True,
+        )
+    )
+    for i, row in enumerate(
+        itertools.product(
+            POSITIONS,
+            ("relu", "gelu", "silu", "swiglu", "geglu"),
+            ("post", "pre"),
+            ("layer", "rms"),
+            (None, 1),
+            (True, False),
+            (True, False),
+        )  # fmt: skip
+    )
+    if i % 31 == 0  # a prime that divides no factor: every value meets many others
+]
+
+
+@pytest.mark.parametrize(
+    "options", COSTED, ids=lambda options: "-".join(map(str, options.values()))
+)
+def test_parameters_and_flops_equal_what_torch_counts(options):
+    model, (source, target) = Transformer(small(**options)), draw()
+    expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
+    assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
+    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused kernel
+        with FlopCounterMode(display=False) as forward:
+            logits = model(source, target)
+        with FlopCounterMode(display=False) as backward:
+            logits.sum().backward()
+    assert expected.forward_flops == forward.get_total_flops()
+    assert expected.training_flops == forward.get_total_flops() + backward.get_total_flops()
+
+
+def test_the_parts_of_the_work_equal_what_torch_counts_in_them():
+    model, (source, target) = Transformer(small(n_kv_heads=1, activation="geglu")), draw()
+    expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(source, target)
+    counts = {name: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+    total = lambda *ends: sum(n for name, n in counts.items() if name.endswith(ends))  # noqa: E731
+    assert expected.feed_forward_flops == total(".feed_forward")
+    assert expected.logit_flops == total("Transformer.output")
+    assert expected.projection_flops + expected.attention_flops == total(
+        *(f".{kind}attention" for kind in ("", "self_", "cross_"))
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, MODERN])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_cache_bytes_equal_the_size_of_its_tensors(options, dtype):
+    model, (source, target) = Transformer(small(**options)).to(dtype).eval(), draw()
+    with torch.no_grad():
+        cache = model.make_cache(T)
+        model.decode(target, model.encode(source), cache=cache)
+    expected = cost(
+        model.config, batch_size=B, source_len=S, target_len=T, bytes_per_number=dtype.itemsize
+    )
+    assert expected.cache_bytes == sum(part.n_bytes for layer in cache for part in layer)
+    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+
+
+PAPER = {  # Vaswani et al. (2017), Table 3, parameters in millions, with V = 41,000
+    65: {},
+    36: {"n_encoder_layers": 2, "n_decoder_layers": 2},
+    50: {"n_encoder_layers": 4, "n_decoder_layers": 4},
+    80: {"n_encoder_layers": 8, "n_decoder_layers": 8},
+    28: {"d_model": 256},
+    168: {"d_model": 1024},
+    53: {"d_ff": 1024},
+    90: {"d_ff": 4096},
+}
+
+
+@pytest.mark.parametrize("millions", PAPER)
+def test_one_vocabulary_reproduces_eight_rows_of_table_3(millions):
+    assert (
+        round(cost(TransformerConfig.base(41_000, **PAPER[millions])).parameters / 1e6) == millions
+    )
+
+
+def test_the_papers_big_model_needs_another_vocabulary():
+    base, big = TransformerConfig.base(), TransformerConfig.big()
+    assert cost(base).parameters == 63_082_496 and cost(big).parameters == 214_245_376
+    assert round(cost(TransformerConfig.big(36_000)).parameters / 1e6) == 213
+
+
+@pytest.mark.parametrize("config", [TransformerConfig.base(), TransformerConfig.big()])
+def test_the_presets_are_counted_exactly(config):
+    with torch.device("meta"):
+        assert n_parameters(Transformer(config)) == cost(config).parameters
+
+
+# --- without an encoder ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", COSTED, ids=lambda options: "-".join(map(str, options.values()))
+)
+def test_a_decoder_only_costs_what_torch_counts(options):
+    model, (_, tokens) = DecoderOnly(small(**options)), draw()
+    expected = decoder_only_cost(model.config, batch_size=B, length=T)
+    assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
+    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            logits = model(tokens)
+        with FlopCounterMode(display=False) as backward:
+            logits.sum().backward()
+    assert expected.forward_flops == forward.get_total_flops()
+    assert expected.training_flops == forward.get_total_flops() + backward.get_total_flops()
+
+
+def test_the_parts_of_its_work_equal_what_torch_counts_in_them():
+    model, (_, tokens) = DecoderOnly(small(n_kv_heads=1, activation="geglu")), draw()
+    expected = decoder_only_cost(model.config, batch_size=B, length=T)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens)
+    counts = {name: sum(count.values()) for name, count in counter.get_flop_counts().items()}
+    total = lambda end: sum(n for name, n in counts.items() if name.endswith(end))  # noqa: E731
+    assert expected.feed_forward_flops == total(".feed_forward")
+    assert expected.logit_flops == total("DecoderOnly.output")
+    assert expected.projection_flops + expected.attention_flops == total(".attention")
+
+
+@pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, MODERN])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_its_cache_takes_the_bytes_that_its_tensors_take(options, dtype):
+    model, (_, tokens) = DecoderOnly(small(**options)).to(dtype).eval(), draw()
+    with torch.no_grad():
+        cache = model.make_cache(T)
+        model(tokens, cache=cache)
+    sizes = {"batch_size": B, "length": T, "bytes_per_number": dtype.itemsize}
+    expected = decoder_only_cost(model.config, **sizes)
+    assert expected.cache_bytes == sum(layer.n_bytes for layer in cache)
+    assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_the_depth_of_an_encoder_that_is_not_there_costs_nothing():
+    deep, flat = (small(n_encoder_layers=n) for n in (5, 1))
+    assert decoder_only_cost(deep, length=T) == decoder_only_cost(flat, length=T)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.bad_input
+def test_negative_costs_are_refused():
+    with pytest.raises(ValueError, match="cost: sizes .* must not be negative, got 1, -7, 1, 4"):
+        cost(small(), source_len=-7)
+    must = "decoder_only_cost: sizes and bytes must not be negative, got 1, -5, 4"
+    with pytest.raises(ValueError, match=must):
+        decoder_only_cost(small(), length=-5)
+
+
+def test_nothing_costs_nothing_but_parameters():
+    for nothing in (cost(small(), batch_size=0), decoder_only_cost(small(), batch_size=0)):
+        assert nothing.forward_flops == nothing.cache_bytes == 0 < nothing.parameters

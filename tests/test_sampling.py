@@ -1,0 +1,450 @@
+"""Sampling: each filter against loops, each draw against its odds, guessing against the model."""
+
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_lib.generation import greedy, stream
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.sampling import (
+    Sampler,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    sample,
+    speculative,
+)
+
+KINDS = pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
+
+
+def make(kind=DecoderOnly, vocab_size=11, *, seed=0, **options):
+    sizes = {"d_model": 16, "n_heads": 2, "d_ff": 13, "n_encoder_layers": 1, "n_decoder_layers": 2}
+    sizes |= {"max_len": 23, "norm": "pre", "tie_embeddings": False}
+    torch.manual_seed(seed)
+    model = kind(TransformerConfig(vocab_size=vocab_size, **sizes | options)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    return model
+
+
+def inputs(kind=DecoderOnly, lengths=(3, 7, 5, 1), seed=0):
+    generator, width = torch.Generator().manual_seed(seed), max(lengths)
+    tokens = torch.randint(0, 11, (len(lengths), width), generator=generator)
+    real = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return tokens, (real.flip(-1) if kind is DecoderOnly else real)[:, None, None]
+
+
+def normal(*shape, seed=0):
+    return 2 * torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def kept(logits):
+    return {i for i, z in enumerate(logits.tolist()) if z > -math.inf}
+
+
+def as_expected(counts, chances, false_alarm=1e-6):
+    """Pearson's test: draws from these chances fail it with the probability false_alarm, about."""
+    n, statistic, pooled = sum(counts.values()), 0.0, [0, 0.0]
+    degrees = -1
+    for outcome, chance in chances.items():
+        if n * chance < 10:  # rare outcomes are taken together
+            pooled = [pooled[0] + counts.get(outcome, 0), pooled[1] + chance]
+            continue
+        statistic += (counts.get(outcome, 0) - n * chance) ** 2 / (n * chance)
+        degrees += 1
+    if pooled[1] > 0:
+        expected = max(n * pooled[1], 1.0)
+        statistic += (pooled[0] - expected) ** 2 / expected
+        degrees += 1
+    x = torch.tensor(statistic / 2, dtype=torch.float64)
+    half = torch.tensor(degrees / 2, dtype=torch.float64)
+    return set(counts) <= set(chances) and torch.special.gammaincc(half, x).item() > false_alarm
+
+
+# the filters
+
+
+@pytest.mark.parametrize("k", [1, 3, 12, 13, 50])
+def test_top_k_keeps_what_fewer_than_k_tokens_beat(k):
+    for logits in (normal(17, 13), normal(17, 13).round()):  # without and with ties
+        for before, after in zip(logits, keep_top_k(logits, k), strict=True):
+            wanted = {i for i in range(13) if (before > before[i]).sum() < k}
+            assert kept(after) == wanted
+            assert torch.equal(after[[*wanted]], before[[*wanted]])
+
+
+@pytest.mark.parametrize("p", [1e-9, 0.3, 0.7, 0.99, 1.0])
+def test_top_p_keeps_the_fewest_that_reach_p(p):
+    for before in normal(31, 13):
+        after, shares = keep_top_p(before, p), before.softmax(dim=-1).tolist()
+        wanted, total = set(), 0.0
+        for i in sorted(range(13), key=lambda i: -shares[i]):
+            if wanted and total >= p:
+                break
+            wanted.add(i)
+            total += shares[i]
+        assert kept(after) == wanted
+        assert torch.equal(after[[*wanted]], before[[*wanted]])
+
+
+@given(st.lists(st.floats(-8, 8), min_size=1, max_size=9), st.floats(0.01, 1))
+@settings(max_examples=60)
+def test_top_p_reaches_p_and_not_without_its_last_token(values, p):
+    logits = torch.tensor(values, dtype=torch.float64)
+    shares = logits.softmax(dim=-1)
+    chosen = shares[keep_top_p(logits, p).isfinite()]
+    assert len(chosen) and chosen.sum() >= p - 1e-12
+    assert chosen.sum() - chosen.min() < p + 1e-12
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_min_p_keeps_what_is_p_times_as_probable_as_the_best(p):
+    for before in normal(31, 13):
+        shares = before.softmax(dim=-1)
+        wanted = {i for i in range(13) if shares[i] >= p * shares.max() * (1 - 1e-12)}
+        after = keep_min_p(before, p)
+        assert kept(after) == wanted
+        assert torch.equal(after[[*wanted]], before[[*wanted]])
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3, 0.5])
+def test_a_penalty_lowers_what_was_seen_and_nothing_else(penalty):
+    logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
+    after = penalise_repetition(logits, seen, penalty)
+    for z, old, said in zip(after.flatten(), logits.flatten(), seen.flatten(), strict=True):
+        lower = old / penalty if old > 0 else old * penalty
+        torch.testing.assert_close(z, lower if said else old)
+        assert not said or penalty < 1 or z <= old
+
+
+def test_filters_take_any_batch_and_leave_their_input_alone():
+    logits = normal(2, 3, 5)
+    before = logits.clone()
+    for one in (keep_top_k, keep_top_p, keep_min_p):
+        amount = 2 if one is keep_top_k else 0.6
+        whole = one(logits, amount)
+        apart = torch.stack([torch.stack([one(row, amount) for row in rows]) for rows in logits])
+        assert torch.equal(whole, apart)
+        assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_filters_keep_the_type_and_what_is_impossible_already(dtype):
+    logits = torch.tensor([1.0, -math.inf, 0.5, -math.inf, 3.0], dtype=dtype)
+    for filtered in (keep_top_k(logits, 4), keep_top_p(logits, 1.0), keep_min_p(logits, 0.0)):
+        assert filtered.dtype == dtype and kept(filtered) == {0, 2, 4}
+
+
+# the sampler
+
+
+def test_a_sampler_acts_in_the_order_that_it_names():
+    logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
+    options = {"repetition_penalty": 1.4, "temperature": 0.6, "top_k": 7, "top_p": 0.9}
+    by_hand = penalise_repetition(logits, seen, 1.4) / 0.6
+    by_hand = keep_min_p(keep_top_p(keep_top_k(by_hand, 7), 0.9), 0.05).softmax(dim=-1)
+    found = Sampler(**options, min_p=0.05).probabilities(logits, seen)
+    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(7, dtype=torch.float64))
+    plain = Sampler().probabilities(logits, seen)
+    torch.testing.assert_close(plain, logits.softmax(dim=-1))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"temperature": 3.0}, {"repetition_penalty": 9}],
+)
+def test_every_choice_matters(option):
+    logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
+    changed = Sampler(**option).probabilities(logits, seen)
+    assert not torch.allclose(changed, logits.softmax(dim=-1))
+
+
+def test_half_precision_is_drawn_from_in_single_precision():
+    logits = normal(3, 40).half()
+    chances = Sampler(temperature=0.7).probabilities(logits, torch.zeros(3, 40, dtype=torch.bool))
+    assert chances.dtype == torch.float32
+    torch.testing.assert_close(chances, (logits.float() / 0.7).softmax(dim=-1))
+
+
+def test_draws_have_their_odds():
+    generator = torch.Generator().manual_seed(0)
+    sampler = Sampler(temperature=1.5, top_k=5, generator=generator)
+    logits, seen = normal(9)[None], torch.zeros(1, 9, dtype=torch.bool)
+    chances = sampler.probabilities(logits, seen)[0]
+    draws = sampler(logits.expand(4000, -1), seen.expand(4000, -1)).tolist()
+    counts = {token: draws.count(token) for token in {*draws}}
+    assert as_expected(counts, {i: p for i, p in enumerate(chances.tolist()) if p > 0})
+    assert not as_expected(counts, {i: p for i, p in enumerate(logits[0].softmax(-1).tolist())})
+
+
+@KINDS
+def test_a_seed_fixes_the_text_whatever_else_draws(kind):
+    model = make(kind)
+    tokens, mask = inputs(kind)
+
+    def draw(seed, disturb=False):
+        sampler = Sampler(generator=torch.Generator().manual_seed(seed))
+        if disturb:
+            torch.manual_seed(seed + 99)
+        return sample(model, tokens, mask, max_len=9, end=None, sampler=sampler)
+
+    assert draw(0) == draw(0) == draw(0, disturb=True) != draw(1)
+    torch.manual_seed(3)
+    lines = sample(model, tokens, mask, max_len=9, end=None)
+    torch.manual_seed(3)
+    assert lines == sample(model, tokens, mask, max_len=9, end=None, sampler=Sampler())
+
+
+@KINDS
+def test_the_most_probable_of_one_is_greedy(kind):
+    model = make(kind)
+    tokens, mask = inputs(kind)
+    for end in (None, 5):
+        line = sample(model, tokens, mask, max_len=9, end=end, sampler=Sampler(top_k=1))
+        assert line == greedy(model, tokens, mask, max_len=9, end=end)
+
+
+def test_a_sampler_streams():
+    model = make()
+    tokens, mask = inputs()
+    pick = Sampler(generator=torch.Generator().manual_seed(0))
+    steps = list(stream(model, tokens, mask, max_len=6, end=None, pick=pick))
+    sampler = Sampler(generator=torch.Generator().manual_seed(0))
+    lines = sample(model, tokens, mask, max_len=6, end=None, sampler=sampler)
+    assert [list(step) for step in steps] == [list(step) for step in zip(*lines, strict=True)]
+
+
+def test_stop_and_end_end_a_row():
+    model = make()
+    tokens, mask = inputs()
+    options = {"max_len": 9, "stop": lambda line: len(line) == 4}
+    assert all(len(line) == 4 for line in sample(model, tokens, mask, end=None, **options))
+    lines = sample(model, tokens.repeat(20, 1), mask.repeat(20, 1, 1, 1), max_len=9, end=3)
+    assert {len(line) for line in lines} > {0, 9} and all(3 not in line for line in lines)
+
+
+def test_a_penalty_sees_the_prompt_but_not_its_padding_nor_a_source():
+    """So large a penalty makes what was seen the least probable: eleven tokens, each once."""
+    sampler = Sampler(repetition_penalty=1e6, top_k=1)
+    model = make()
+    model.output.register_forward_hook(lambda module, args, out: out + 50)  # all above 0
+    tokens, mask = torch.tensor([[9, 9, 4], [1, 2, 4]]), torch.ones(2, 1, 1, 3, dtype=torch.bool)
+    mask[0, ..., :2] = False
+    lines = sample(model, tokens, mask, max_len=10, end=None, sampler=sampler)
+    assert {*lines[0]} == {*range(11)} - {4}  # with the 9 of the padding
+    assert {*lines[1][:8]} == {*range(11)} - {1, 2, 4}
+    translator = make(Transformer)
+    translator.output.register_forward_hook(lambda module, args, out: out + 50)
+    lines = sample(translator, tokens, max_len=11, end=None, sampler=sampler)
+    assert {*lines[0]} == {*lines[1]} == {*range(11)}
+
+
+# speculative decoding
+
+
+@pytest.mark.parametrize("n_guesses", [1, 2, 3, 4, 5])
+@KINDS
+def test_guessing_for_a_greedy_model_changes_nothing(kind, n_guesses):
+    for seed, positions in enumerate(("sinusoidal", "learned", "rotary", "relative")):
+        model, draft = make(kind, seed=seed, positions=positions), make(kind, seed=seed + 9)
+        tokens, mask = inputs(kind, seed=seed)
+        options = {"n_guesses": n_guesses, "sampler": Sampler(top_k=1)}
+        for max_len, end in ((1, None), (2, None), (9, None), (9, 5)):
+            found, share = speculative(
+                model, draft, tokens, mask, max_len=max_len, end=end, **options
+            )
+            assert found == greedy(model, tokens, mask, max_len=max_len, end=end)
+            assert 0 <= share <= 1
+
+
+@KINDS
+def test_a_model_that_guesses_for_itself_is_always_right(kind):
+    model = make(kind)
+    tokens, mask = inputs(kind)
+    passes = []
+    model.output.register_forward_hook(lambda module, args, out: passes.append(out.shape[1]))
+    sampler = Sampler(generator=torch.Generator().manual_seed(0), repetition_penalty=1.2)
+    options = {"max_len": 12, "end": None, "n_guesses": 3, "sampler": sampler}
+    lines, share = speculative(model, model, tokens[:1], mask[:1], **options)
+    assert share == 1.0 and len(lines[0]) == 12
+    # three rounds of 3 + 1 tokens; each is 3 guesses and 1 pass that scores them
+    assert len(passes) == 3 * (3 + 1)
+    assert [n for n in passes if n > 2] == [4, 4, 4]
+
+
+def test_every_guess_of_a_hopeless_draft_is_replaced():
+    model, draft = make(vocab_size=5), make(vocab_size=5, seed=1)
+    impossible = torch.tensor([0, 1])
+    model.output.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, impossible, -math.inf)
+    )
+    only = torch.tensor([2, 3, 4])
+    draft.output.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, only, -math.inf)
+    )
+    tokens = torch.tensor([[2, 3]])
+    lines, share = speculative(model, draft, tokens, max_len=8, end=None)
+    assert share == 0.0 and len(lines[0]) == 8 and {*lines[0]} <= {2, 3, 4}
+
+
+WARM = {"temperature": 1.5, "repetition_penalty": 1.5}
+
+
+@pytest.mark.parametrize(
+    "kind, n_guesses, options",
+    [
+        (DecoderOnly, 1, {}),
+        (DecoderOnly, 3, {"temperature": 2.0}),
+        (DecoderOnly, 2, WARM),
+        (DecoderOnly, 3, {"top_p": 0.97, "temperature": 2.0}),
+        (Transformer, 2, WARM),
+    ],
+)
+def test_guesses_leave_the_distribution_as_it_is(kind, n_guesses, options):
+    """Texts of three tokens out of three, 1,000 draws; false alarm 1e-6 in each of 5 cases."""
+    shallow = {"vocab_size": 3, "n_decoder_layers": 1}
+    model, draft = (make(kind, seed=seed, **shallow) for seed in (0, 1))
+    source, max_len = torch.tensor([[0, 2]]), 3
+    sampler = Sampler(**options)
+    chances = {}
+    for line in itertools.product(range(3), repeat=max_len):
+        chance = 1.0
+        for t in range(max_len):
+            with torch.no_grad():
+                if kind is DecoderOnly:
+                    logits = model(torch.tensor([[0, 2, *line[:t]]]))[0, -1]
+                else:
+                    logits = model(source, torch.tensor([[1, *line[:t]]]))[0, -1]
+            seen = torch.zeros(3, dtype=torch.bool)
+            seen[[*line[:t], *([0, 2] if kind is DecoderOnly else [])]] = True
+            chance *= sampler.probabilities(logits, seen)[line[t]].item()
+        chances[line] = chance
+    assert sum(chances.values()) == pytest.approx(1)
+    chances = {line: chance for line, chance in chances.items() if chance > 0}
+    drawing = Sampler(**options, generator=torch.Generator().manual_seed(5))
+    rest = {"max_len": max_len, "end": None, "n_guesses": n_guesses, "sampler": drawing}
+    lines, share = speculative(model, draft, source.expand(1000, -1), **rest)
+    assert 0.05 < share < 0.95  # so that guesses are kept and fall
+    counts = {}
+    for line in map(tuple, lines):
+        counts[line] = counts.get(line, 0) + 1
+    assert as_expected(counts, chances)
+
+
+def test_one_mask_serves_all_rows():
+    model, draft = make(), make(seed=1)
+    tokens, _ = inputs(lengths=(4, 4, 4))
+    mask = torch.tensor([False, True, True, True]).view(1, 1, 1, 4)
+    options = {"max_len": 6, "end": None, "sampler": Sampler(top_k=1)}
+    found, _ = speculative(model, draft, tokens, mask, **options)
+    assert found == greedy(model, tokens[:, 1:], max_len=6, end=None)
+    assert speculative(model, draft, tokens[:0], max_len=6) == ([], 0.0)
+
+
+def test_both_models_keep_their_modes():
+    model, draft = make(dropout=0.5).train(), make(seed=1, dropout=0.5).train()
+    draft.decoder[0].eval()
+    modes = [[m.training for m in one.modules()] for one in (model, draft)]
+    tokens, mask = inputs()
+    options = {"max_len": 6, "end": None, "sampler": Sampler(top_k=1)}
+    found, _ = speculative(model, draft, tokens, mask, **options)
+    assert found == greedy(model, tokens, mask, max_len=6, end=None)
+    assert [[m.training for m in one.modules()] for one in (model, draft)] == modes
+    assert not torch.is_inference_mode_enabled()
+
+
+# what is refused
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=re.escape(message))
+
+
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        (lambda: keep_top_k(normal(3), 0), "keep_top_k: k must be at least 1, got 0"),
+        (
+            lambda: keep_top_p(normal(3), 0.0),
+            "keep_top_p: p must be above 0 and at most 1, got 0.0",
+        ),
+        (
+            lambda: keep_top_p(normal(3), 1.1),
+            "keep_top_p: p must be above 0 and at most 1, got 1.1",
+        ),
+        (lambda: keep_min_p(normal(3), -0.1), "keep_min_p: p must lie in 0 to 1, got -0.1"),
+        (lambda: keep_min_p(normal(3), 1.1), "keep_min_p: p must lie in 0 to 1, got 1.1"),
+        (
+            lambda: penalise_repetition(normal(3), normal(3) > 0, 0.0),
+            "penalise_repetition: penalty must be above 0, got 0.0",
+        ),
+    ],
+)
+def test_filters_refuse_what_means_nothing(run, message):
+    with refused(message):
+        run()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"temperature": 0.0}, "temperature must be finite and above 0, got 0.0"),
+        ({"temperature": math.inf}, "temperature must be finite and above 0, got inf"),
+        ({"temperature": math.nan}, "temperature must be finite and above 0, got nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0, got 0.0"),
+        (
+            {"repetition_penalty": math.inf},
+            "repetition_penalty must be finite and above 0, got inf",
+        ),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"min_p": -0.5}, "min_p must lie in 0 to 1, got -0.5"),
+        ({"min_p": 1.5}, "min_p must lie in 0 to 1, got 1.5"),
+    ],
+)
+def test_a_sampler_refuses_what_means_nothing(options, message):
+    with refused(f"Sampler: {message}"):
+        Sampler(**options)
+
+
+def test_sample_and_speculative_refuse_in_their_own_names():
+    model, tokens = make(), inputs()[0]
+    with refused("sample: max_len must be at least 1, got 0"):
+        sample(model, tokens, max_len=0)
+    with refused("speculative: max_len must be at least 1, got 0"):
+        speculative(model, model, tokens, max_len=0)
+    with refused("speculative: n_guesses must be at least 1, got 0"):
+        speculative(model, model, tokens, max_len=4, n_guesses=0)
+    must = "speculative: model and draft must have the same vocabulary, got 11 and 7 tokens"
+    with refused(must):
+        speculative(model, make(vocab_size=7), tokens % 7, max_len=4)
+    with refused("speculative: model and draft must be of one kind, got DecoderOnly and Transf"):
+        speculative(model, make(Transformer), tokens, max_len=4)
+    small = make(max_len=9)
+    must = "speculative: max_len must be at most 3, the positions that the model has left, got 4"
+    with refused(must):
+        speculative(model, small, tokens, max_len=4)
+
+
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_nan_is_refused(spoilt):
+    models, tokens = [make(), make(seed=1)], inputs()[0]
+    with refused("sample: the model's logits must be numbers, got nan"):
+        bad = make()
+        bad.output.register_forward_hook(lambda module, args, out: out * math.nan)
+        sample(bad, tokens, max_len=4)
+    models[spoilt].output.register_forward_hook(lambda module, args, out: out * math.nan)
+    with refused("speculative: the models' logits must be numbers, got nan"):
+        speculative(*models, tokens, max_len=4, end=None)
