@@ -245,6 +245,27 @@ def test_a_choice_of_ones_own_sees_logits_and_what_was_seen(kind):
         assert [step.topk(2).indices[1] for step in logits] == steps[n]
 
 
+@KINDS
+def test_what_a_row_has_seen_goes_on_with_it_when_others_leave(kind):
+    model, noticed = make(kind, seed=1), []
+    tokens, mask = inputs(kind)
+    end = parting_end(model, tokens, mask)
+    written = greedy(model, tokens, mask, max_len=9, end=end)
+
+    def pick(logits, seen):
+        noticed.append(seen.clone())
+        return logits.argmax(dim=-1)
+
+    list(stream(model, tokens, mask, max_len=9, end=end, pick=pick))
+    assert len({len(line) for line in written[1:]}) > 1  # a row leaves that stands before others
+    for n, seen in enumerate(noticed):
+        going = [b for b, line in enumerate(written) if len(line) >= n]
+        assert len(seen) == len(going)
+        for row, b in zip(seen, going, strict=True):
+            prompt = row_alone(kind, tokens[b], LENGTHS[b]).tolist() if kind is DecoderOnly else []
+            assert row.nonzero()[:, 0].tolist() == sorted({*prompt, *written[b][:n]})
+
+
 @pytest.mark.parametrize(
     "pick, message",
     [
