@@ -5,10 +5,11 @@ PYTHON ?= python3
 N ?=
 PORT ?= 8000
 URL ?=
+ARGS ?=
 TASK := .venv/bin/python tasks.py
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve export chapter lint unit format mutants set-repo clean
+.PHONY: help book test serve export chapter lint unit format mutants bench set-repo clean
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -44,6 +45,9 @@ format: .venv/installed  ## format the Python files that are written by hand
 
 mutants: .venv/installed  ## break the library in many small ways; the tests must notice each
 	@$(TASK) mutants
+
+bench: .venv/installed  ## measure the library against its peers (ARGS="--suite generation")
+	@$(TASK) bench $(ARGS)
 
 set-repo: .venv/installed  ## write the repository's address everywhere (URL=https://github.com/...)
 	@$(TASK) set-repo $(URL)

@@ -361,6 +361,7 @@ def style():
         "--output-format=concise",
         "transformer_lib",
         "tests",
+        "benchmarks",
         "chapters",
         "_ext",
         "tasks.py",
@@ -526,7 +527,8 @@ def chapter(wanted=""):
 
 
 def format_files():
-    report([step("formatted", must, "format", BIN / "ruff", "format", "tests", "_ext", "tasks.py")])
+    written = ("tests", "benchmarks", "_ext", "tasks.py")
+    report([step("formatted", must, "format", BIN / "ruff", "format", *written)])
 
 
 def serve(port="8000"):
@@ -541,6 +543,25 @@ def serve(port="8000"):
 
 def mutants():
     sys.exit(subprocess.run([sys.executable, "tests/mutate.py"], cwd=ROOT).returncode)
+
+
+def bench(*arguments):
+    """Measure the library against its peers; those that the environment lacks go into out/peers."""
+    peers, wanted = OUT / "peers", ROOT / "benchmarks" / "requirements.txt"
+    stamp = peers / "installed.txt"
+
+    def install_peers():
+        if stamp.exists() and stamp.read_text() == wanted.read_text():
+            return "as they were"
+        shutil.rmtree(peers, ignore_errors=True)
+        must("peers", BIN / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--target",
+             peers, "--disable-pip-version-check", "-r", wanted)  # fmt: skip
+        stamp.write_text(wanted.read_text())
+
+    report([step("peers", install_peers)])
+    environment = os.environ | {"PYTHONPATH": str(peers)}
+    run = [sys.executable, "-m", "benchmarks", *arguments]
+    sys.exit(subprocess.run(run, cwd=ROOT, env=environment).returncode)
 
 
 def repository():
@@ -572,7 +593,7 @@ def set_repo(url=""):
 TARGETS = {
     "install": install, "book": book, "test": test, "lint": lint, "unit": unit, "export": export,
     "chapter": chapter, "format": format_files, "serve": serve, "mutants": mutants,
-    "set-repo": set_repo,
+    "bench": bench, "set-repo": set_repo,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -545,11 +545,26 @@ def real(lengths, width=S):
     return (torch.arange(width) >= width - torch.tensor(lengths)[:, None])[:, None, None]
 
 
+def in_pieces(model, source, source_mask, pieces):
+    cache = model.make_cache()
+    return (model(piece, cache=cache) for piece in pieces)
+
+
+@pytest.mark.parametrize("options", [{}, {**MODERN, "positions": "rotary"}], ids=["2017", "modern"])
+def test_a_decoder_only_passes_the_examination_of_chapter_00(options):
+    torch.manual_seed(0)
+    model = DecoderOnly(small(**options))
+    report = check_model(model, vocab_size=V, decoder_only=True, cached=in_pieces)
+    report.raise_if_failed()
+    assert len([result for result in report if result.verdict == "pass"]) == 16
+
+
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first):
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first, bias):
     torch.manual_seed(2)
-    options = {"dim_feedforward": 37, "batch_first": True, "norm_first": norm_first}
+    options = {"dim_feedforward": 37, "batch_first": True, "norm_first": norm_first, "bias": bias}
     layer = nn.TransformerEncoderLayer(24, 2, activation="gelu", **options)
     norm = nn.LayerNorm(24) if norm_first else None
     theirs = nn.TransformerEncoder(layer, 3, norm=norm).double().eval()
@@ -564,6 +579,17 @@ def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first):
     states = theirs(entering, mask=~causal_mask(S))
     torch.testing.assert_close(ours.read(tokens), states)
     torch.testing.assert_close(ours(tokens), states @ ours.embedding.weight.T)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_changed_token_moves_a_decoder_only_from_its_place_on(positions):
+    model, tokens = writer(positions=positions), texts()
+    logits = model(tokens)
+    for t in range(S):
+        changed = tokens.clone()
+        changed[:, t] = (changed[:, t] + 1) % V
+        moved = (model(changed) - logits).abs().amax(dim=(0, 2))
+        assert (moved[:t] == 0).all() and (moved[t:] > 1e-6).all()
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -621,9 +647,20 @@ def test_a_mask_for_one_row_serves_all():
     torch.testing.assert_close(model(tokens, real([S])), model(tokens))
 
 
-def test_padding_has_finite_gradients():
-    model, tokens = writer(), texts()
-    model(tokens, real([1, 2, S]))[:, -1].square().sum().backward()
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+def test_padding_uses_up_no_positions(positions):
+    model, tokens = writer(positions=positions), texts(length=13)  # max_len is 11
+    logits = model(tokens, real([5, 11, 2], 13))
+    for row, n, got in zip(tokens, [5, 11, 2], logits, strict=True):
+        torch.testing.assert_close(got[13 - n :], model(row[None, 13 - n :])[0])
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_padding_has_finite_gradients_even_where_there_is_nothing_else(positions):
+    model, tokens = writer(positions=positions), texts()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        model(tokens, real([0, 2, S])).square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
@@ -674,6 +711,8 @@ def test_a_decoder_only_comes_back_from_its_state():
 def test_a_decoder_only_takes_nothing():
     assert writer()(texts(batch=0)).shape == (0, S, V)
     assert writer()(texts(length=0)).shape == (B, 0, V)
+    assert writer()(texts(batch=0), real([S])).shape == (0, S, V)
+    assert writer()(texts(length=0), real([0] * B, 0)).shape == (B, 0, V)
 
 
 def test_dropout_acts_in_training_only():
@@ -695,6 +734,8 @@ def test_a_decoder_only_refuses_what_it_cannot_read():
         model(torch.tensor([[0, V]]))
     with pytest.raises(ValueError, match="positions must lie between 0 and max_len - 1 = 10"):
         model(texts(length=12))
+    with pytest.raises(ValueError, match="max_len - 1 = 10, got 0 to 11"):
+        model(texts(length=13), real([5, 12, 2], 13))
     with pytest.raises(ValueError, match="DecoderOnly.read: cache must have one entry .* 3 lay.*2"):
         model(tokens, cache=model.make_cache()[:2])
     masks = {

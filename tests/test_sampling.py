@@ -162,7 +162,13 @@ def test_a_sampler_acts_in_the_order_that_it_names():
 
 @pytest.mark.parametrize(
     "option",
-    [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"temperature": 3.0}, {"repetition_penalty": 9}],
+    [
+        {"top_k": 3},
+        {"top_p": 0.5},
+        {"min_p": 0.3},
+        {"temperature": 3.0},
+        {"repetition_penalty": 9.0},
+    ],
 )
 def test_every_choice_matters(option):
     logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0

@@ -200,7 +200,6 @@ def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-@torch.inference_mode()
 def _write(
     function: str, model: _Model, source: Tensor, mask: Tensor | None, pick: _Pick,
     max_len: int, begin: int, end: int | None, stop: Callable[[list[int]], bool] | None,
@@ -211,28 +210,29 @@ def _write(
     if not going:
         return
     modules, seen = list(model.modules()), _seen(model, source, mask)
-    with _evaluating([module for module in modules if module.training]):
+    with torch.inference_mode(), _evaluating([module for module in modules if module.training]):
         reader = _reader(model, source, mask, max_len, begin)
     last = reader.last
     for _ in range(max_len):
-        with _evaluating([module for module in modules if module.training]):
-            logits = reader.logits(last[:, None])[:, -1]  # (R, V)
-        last = _choose(function, pick, logits, seen)
-        step: list[int | None] = [None] * len(lines)
-        on = []
-        for i, (row, token) in enumerate(zip(going, last.tolist(), strict=True)):
-            if token != end:
-                step[row] = token
-                lines[row].append(token)
-                if stop is None or not stop(lines[row]):
-                    on.append(i)
+        with torch.inference_mode():
+            with _evaluating([module for module in modules if module.training]):
+                logits = reader.logits(last[:, None])[:, -1]  # (R, V)
+            last = _choose(function, pick, logits, seen)
+            step: list[int | None] = [None] * len(lines)
+            on = []
+            for i, (row, token) in enumerate(zip(going, last.tolist(), strict=True)):
+                if token != end:
+                    step[row] = token
+                    lines[row].append(token)
+                    if stop is None or not stop(lines[row]):
+                        on.append(i)
+            if 0 < len(on) < len(going):
+                rows = torch.tensor(on, device=source.device)
+                reader.select(rows)
+                going, last, seen = [going[i] for i in on], last[rows], seen[rows]
         yield step
         if not on:
             return
-        if len(on) < len(going):
-            rows = torch.tensor(on, device=source.device)
-            reader.select(rows)
-            going, last, seen = [going[i] for i in on], last[rows], seen[rows]
 
 
 def _collect(steps: Iterator[list[int | None]], n_rows: int) -> list[list[int]]:

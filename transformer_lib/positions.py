@@ -75,7 +75,8 @@ class _PositionTable(nn.Module):
     def at(self, x: Float[Tensor, "B T D"], places: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
         """Mark x as standing at places of its own, row by row."""
         name, max_len = type(self).__name__, len(self.table)
-        if places.device.type == "cpu" and places.numel():  # an accelerator would be waited for
+        readable = places.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and places.numel():  # an accelerator would have to be waited for
             low, high = (int(place) for place in places.aminmax())
             if low < 0 or high >= max_len:
                 must = f"positions must lie between 0 and max_len - 1 = {max_len - 1}"

@@ -33,7 +33,7 @@ MUTANTS = [
     ),
     (
         "all modules are trained afterwards",
-        "[module for module in modules if module.training]):\n            logits",
+        "[module for module in modules if module.training]):\n                logits",
         "modules):\n            logits",
     ),
     (
@@ -43,10 +43,11 @@ MUTANTS = [
     ),
     (
         "the mode of the beginning comes back",
-        "    for _ in range(max_len):\n        with _evaluating([module for module in modules "
-        "if module.training]):",
+        "    for _ in range(max_len):\n        with torch.inference_mode():\n            "
+        "with _evaluating([module for module in modules if module.training]):",
         "    old = [module for module in modules if module.training]\n"
-        "    for _ in range(max_len):\n        with _evaluating(old):",
+        "    for _ in range(max_len):\n        with torch.inference_mode():\n            "
+        "with _evaluating(old):",
     ),
     (
         "the model is in evaluation between two tokens",
@@ -130,12 +131,12 @@ MUTANTS = [
     ("what is written is not seen", "    seen.scatter_(1, chosen[:, None], True)\n", ""),
     (
         "the end is handed out",
-        "            if token != end:\n                step[row] = token",
-        "            step[row] = token\n            if token != end:",
+        "                if token != end:\n                    step[row] = token",
+        "                step[row] = token\n                if token != end:",
     ),
     ("stop is not asked", "if stop is None or not stop(lines[row]):", "if True:"),
     ("stop sees one token", "not stop(lines[row])", "not stop(lines[row][-1:])"),
-    ("a row never leaves", "if len(on) < len(going):", "if False:"),
+    ("a row never leaves", "if 0 < len(on) < len(going):", "if False:"),
     (
         "rows are mixed up when one leaves",
         "going, last, seen = [going[i] for i in on]",

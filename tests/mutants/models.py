@@ -126,6 +126,12 @@ MUTANTS = [
         "mask[:, 0, 0].cumsum(dim=-1) - 1",
         "mask[:, 0, 0].cumsum(-1) * 0",
     ),
+    (
+        "padding before the first token stands at -1",
+        ".clamp_min(0)[:, first:]",
+        "[:, first:]",
+    ),
+    ("all layers write into one cache", "cache=cache[i] if cache", "cache=cache[0] if cache"),
     ("positions begin at 1", "cumsum(dim=-1) - 1)", "cumsum(dim=-1))"),
     (
         "places of the beginning for a later part",
