@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformer_lib.generation import greedy, stream
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.sampling import (
     Sampler,
+    _agree,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -97,6 +99,45 @@ def test_top_p_keeps_the_fewest_that_reach_p(p):
         assert torch.equal(after[[*wanted]], before[[*wanted]])
 
 
+@pytest.mark.parametrize("p", [0.05, 0.45, 0.85])
+def test_of_tokens_alike_top_p_keeps_as_many_as_it_needs(p):
+    assert len(kept(keep_top_p(torch.zeros(10, dtype=torch.float64), p))) == math.ceil(10 * p)
+    for before in normal(17, 13).round():
+        chosen, total, n = kept(keep_top_p(before, p)), 0.0, 0
+        for share in sorted(before.softmax(dim=-1).tolist(), reverse=True):
+            total, n = total + share, n + (total < p)
+        assert len(chosen) == n
+        assert min(before[[*chosen]]) >= max(before[[*{*range(13)} - chosen]], default=-math.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_top_p_counts_right_among_many_tokens(dtype):
+    """Running sums of so many shares end beside 1, and lose their digits in half precision."""
+    logits = normal(50_021).to(dtype)
+    assert keep_top_p(logits, 1.0).isfinite().all()
+    found, wanted = (keep_top_p(z, 0.9).isfinite().sum() for z in (logits, logits.double()))
+    assert abs(found - wanted) <= 2  # float32 sums
+
+
+@given(st.lists(st.floats(-8, 8), min_size=1, max_size=9), st.integers(1, 12))
+@settings(max_examples=40)
+def test_top_k_drops_only_what_at_least_k_tokens_beat(values, k):
+    logits = torch.tensor(values, dtype=torch.float64)
+    chosen = keep_top_k(logits, k).isfinite()
+    assert chosen.sum() >= min(k, len(values))
+    assert all((logits > z).sum() >= k for z in logits[~chosen])
+    assert all((logits > z).sum() < k for z in logits[chosen])
+
+
+@given(st.lists(st.floats(-8, 8), min_size=1, max_size=9), st.floats(0.001, 1))
+@settings(max_examples=40)
+def test_min_p_drops_what_is_less_probable_than_its_share_of_the_best(values, p):
+    logits = torch.tensor(values, dtype=torch.float64)
+    shares, chosen = logits.softmax(dim=-1), keep_min_p(logits, p).isfinite()
+    assert (shares[chosen] >= p * shares.max() * (1 - 1e-12)).all()
+    assert (shares[~chosen] < p * shares.max() * (1 + 1e-12)).all()
+
+
 @given(st.lists(st.floats(-8, 8), min_size=1, max_size=9), st.floats(0.01, 1))
 @settings(max_examples=60)
 def test_top_p_reaches_p_and_not_without_its_last_token(values, p):
@@ -136,6 +177,11 @@ def test_filters_take_any_batch_and_leave_their_input_alone():
         apart = torch.stack([torch.stack([one(row, amount) for row in rows]) for rows in logits])
         assert torch.equal(whole, apart)
         assert torch.equal(logits, before)
+    seen = logits > 1
+    whole = penalise_repetition(logits, seen, 1.3)
+    for i, j in itertools.product(range(2), range(3)):
+        assert torch.equal(whole[i, j], penalise_repetition(logits[i, j], seen[i, j], 1.3))
+    assert torch.equal(logits, before) and torch.equal(seen, before > 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -143,6 +189,24 @@ def test_filters_keep_the_type_and_what_is_impossible_already(dtype):
     logits = torch.tensor([1.0, -math.inf, 0.5, -math.inf, 3.0], dtype=dtype)
     for filtered in (keep_top_k(logits, 4), keep_top_p(logits, 1.0), keep_min_p(logits, 0.0)):
         assert filtered.dtype == dtype and kept(filtered) == {0, 2, 4}
+    penalised = penalise_repetition(logits, torch.ones(5, dtype=torch.bool), 2.0)
+    assert penalised.tolist() == [0.5, -math.inf, 0.25, -math.inf, 1.5]
+    assert penalised.dtype == dtype
+
+
+def test_filters_agree_with_hugging_face():
+    """Where their library is installed."""
+    theirs = pytest.importorskip("transformers.generation.logits_process")
+    logits, tokens = normal(7, 13).float(), torch.randint(0, 13, (7, 5))
+    seen = torch.zeros(7, 13, dtype=torch.bool).scatter(1, tokens, True)
+    pairs = [
+        (penalise_repetition(logits, seen, 1.3), theirs.RepetitionPenaltyLogitsProcessor(1.3)),
+        (keep_top_k(logits, 4), theirs.TopKLogitsWarper(4)),
+        (keep_top_p(logits, 0.7), theirs.TopPLogitsWarper(0.7)),
+        (keep_min_p(logits, 0.2), theirs.MinPLogitsWarper(0.2)),
+    ]
+    for ours, theirs_of in pairs:
+        torch.testing.assert_close(ours, theirs_of(tokens, logits.clone()))
 
 
 # the sampler
@@ -158,6 +222,14 @@ def test_a_sampler_acts_in_the_order_that_it_names():
     torch.testing.assert_close(found.sum(dim=-1), torch.ones(7, dtype=torch.float64))
     plain = Sampler().probabilities(logits, seen)
     torch.testing.assert_close(plain, logits.softmax(dim=-1))
+
+
+def test_a_sampler_changes_neither_logits_nor_what_was_seen():
+    logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
+    before = logits.clone(), seen.clone()
+    sampler = Sampler(repetition_penalty=1.4, temperature=0.6, top_k=7, top_p=0.9, min_p=0.05)
+    sampler(logits, seen)
+    assert torch.equal(logits, before[0]) and torch.equal(seen, before[1])
 
 
 @pytest.mark.parametrize(
@@ -213,6 +285,43 @@ def test_a_seed_fixes_the_text_whatever_else_draws(kind):
 
 
 @KINDS
+def test_a_generator_of_ones_own_leaves_torchs_alone(kind):
+    model, draft = make(kind), make(kind, seed=1)
+    tokens, mask = inputs(kind)
+
+    def draw(seed):
+        sampler = Sampler(generator=torch.Generator().manual_seed(seed))
+        options = {"max_len": 9, "end": None, "sampler": sampler}
+        alone = sample(model, tokens, mask, **options)
+        return alone, speculative(model, draft, tokens, mask, **options)
+
+    before = torch.get_rng_state()
+    first = draw(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert first == draw(0)
+    assert all(one != other for one, other in zip(first, draw(1), strict=True))
+    found = []  # without one it is torch's that decides
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        found.append(speculative(model, draft, tokens, mask, max_len=9, end=None))
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_padding_on_the_left_changes_no_draw(row):
+    model, (tokens, mask) = make(positions="rotary"), inputs()
+    alone = tokens[row, mask[row, 0, 0]][None]
+
+    def draw(tokens, mask=None):
+        generator = torch.Generator().manual_seed(row)
+        sampler = Sampler(repetition_penalty=1.5, temperature=1.2, generator=generator)
+        return sample(model, tokens, mask, max_len=9, end=None, sampler=sampler)
+
+    assert draw(tokens[row : row + 1], mask[row : row + 1]) == draw(alone)
+
+
+@KINDS
 def test_the_most_probable_of_one_is_greedy(kind):
     model = make(kind)
     tokens, mask = inputs(kind)
@@ -262,16 +371,38 @@ def test_a_penalty_sees_the_prompt_but_not_its_padding_nor_a_source():
 @pytest.mark.parametrize("n_guesses", [1, 2, 3, 4, 5])
 @KINDS
 def test_guessing_for_a_greedy_model_changes_nothing(kind, n_guesses):
-    for seed, positions in enumerate(("sinusoidal", "learned", "rotary", "relative")):
+    schemes = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
+    for seed, positions in enumerate(schemes):
         model, draft = make(kind, seed=seed, positions=positions), make(kind, seed=seed + 9)
         tokens, mask = inputs(kind, seed=seed)
         options = {"n_guesses": n_guesses, "sampler": Sampler(top_k=1)}
-        for max_len, end in ((1, None), (2, None), (9, None), (9, 5)):
+        for max_len, end in ((seed % 3 + 1, None), (9, None), (9, 5)):
             found, share = speculative(
                 model, draft, tokens, mask, max_len=max_len, end=end, **options
             )
             assert found == greedy(model, tokens, mask, max_len=max_len, end=end)
             assert 0 <= share <= 1
+
+
+@KINDS
+def test_guessing_for_a_greedy_model_minds_what_was_seen(kind):
+    model, draft = make(kind), make(kind, seed=1)
+    tokens, mask = inputs(kind)
+    options = {"max_len": 9, "end": None, "sampler": Sampler(top_k=1, repetition_penalty=1.7)}
+    found, _ = speculative(model, draft, tokens, mask, **options)
+    assert found == sample(model, tokens, mask, **options)
+    assert found != greedy(model, tokens, mask, max_len=9, end=None)
+
+
+@pytest.mark.parametrize("max_len", range(1, 8))
+def test_no_text_is_longer_than_it_may_be(max_len):
+    model, draft = make(), make(seed=1)
+    tokens, mask = inputs()
+    options = {"max_len": max_len, "n_guesses": 5, "sampler": Sampler(temperature=2.0)}
+    lines, _ = speculative(model, draft, tokens, mask, end=None, **options)
+    assert [len(line) for line in lines] == 4 * [max_len]
+    lines, _ = speculative(model, draft, tokens.repeat(5, 1), mask.repeat(5, 1, 1, 1), **options)
+    assert all(len(line) <= max_len and 2 not in line for line in lines)
 
 
 @KINDS
@@ -304,25 +435,16 @@ def test_every_guess_of_a_hopeless_draft_is_replaced():
     assert share == 0.0 and len(lines[0]) == 8 and {*lines[0]} <= {2, 3, 4}
 
 
+def test_a_guess_that_falls_is_replaced_even_if_rounding_left_no_rest():
+    wanted = torch.tensor([[0.5, 0.0], [0.0, 0.5]])  # with q = (0.5, 0.5), p - q is nowhere above 0
+    assert _agree(wanted, [torch.tensor([0.5, 0.5])], [1], None) == [0]
+
+
 WARM = {"temperature": 1.5, "repetition_penalty": 1.5}
 
 
-@pytest.mark.parametrize(
-    "kind, n_guesses, options",
-    [
-        (DecoderOnly, 1, {}),
-        (DecoderOnly, 3, {"temperature": 2.0}),
-        (DecoderOnly, 2, WARM),
-        (DecoderOnly, 3, {"top_p": 0.97, "temperature": 2.0}),
-        (Transformer, 2, WARM),
-    ],
-)
-def test_guesses_leave_the_distribution_as_it_is(kind, n_guesses, options):
-    """Texts of three tokens out of three, 1,000 draws; false alarm 1e-6 in each of 5 cases."""
-    shallow = {"vocab_size": 3, "n_decoder_layers": 1}
-    model, draft = (make(kind, seed=seed, **shallow) for seed in (0, 1))
-    source, max_len = torch.tensor([[0, 2]]), 3
-    sampler = Sampler(**options)
+def odds(kind, model, sampler, max_len, end):
+    """The chance of each text of tokens 0, 1, 2 after the source 0 2, from one pass per prefix."""
     chances = {}
     for line in itertools.product(range(3), repeat=max_len):
         chance = 1.0
@@ -331,21 +453,48 @@ def test_guesses_leave_the_distribution_as_it_is(kind, n_guesses, options):
                 if kind is DecoderOnly:
                     logits = model(torch.tensor([[0, 2, *line[:t]]]))[0, -1]
                 else:
-                    logits = model(source, torch.tensor([[1, *line[:t]]]))[0, -1]
+                    logits = model(torch.tensor([[0, 2]]), torch.tensor([[1, *line[:t]]]))[0, -1]
             seen = torch.zeros(3, dtype=torch.bool)
             seen[[*line[:t], *([0, 2] if kind is DecoderOnly else [])]] = True
             chance *= sampler.probabilities(logits, seen)[line[t]].item()
-        chances[line] = chance
+        text = line[: line.index(end)] if end in line else line
+        chances[text] = chances.get(text, 0.0) + chance
     assert sum(chances.values()) == pytest.approx(1)
-    chances = {line: chance for line, chance in chances.items() if chance > 0}
+    return {text: chance for text, chance in chances.items() if chance > 0}
+
+
+@pytest.mark.parametrize(
+    "kind, n_guesses, options, end",
+    [
+        (DecoderOnly, 1, {}, None),
+        (DecoderOnly, 3, {"temperature": 2.0}, None),
+        (DecoderOnly, 2, WARM, None),
+        (DecoderOnly, 3, {"top_p": 0.97, "temperature": 2.0}, None),
+        (DecoderOnly, 2, WARM, 1),
+        (Transformer, 2, WARM, None),
+    ],
+)
+def test_guesses_leave_the_distribution_as_it_is(kind, n_guesses, options, end):
+    """Texts of three tokens out of three, 1,000 draws; false alarm 1e-6 in each of 6 cases."""
+    shallow = {"vocab_size": 3, "n_decoder_layers": 1}
+    model, draft = (make(kind, seed=seed, **shallow) for seed in (0, 1))
     drawing = Sampler(**options, generator=torch.Generator().manual_seed(5))
-    rest = {"max_len": max_len, "end": None, "n_guesses": n_guesses, "sampler": drawing}
-    lines, share = speculative(model, draft, source.expand(1000, -1), **rest)
+    rest = {"max_len": 3, "end": end, "n_guesses": n_guesses, "sampler": drawing}
+    lines, share = speculative(model, draft, torch.tensor([[0, 2]]).expand(1000, -1), **rest)
     assert 0.05 < share < 0.95  # so that guesses are kept and fall
-    counts = {}
-    for line in map(tuple, lines):
-        counts[line] = counts.get(line, 0) + 1
-    assert as_expected(counts, chances)
+    counts = Counter(map(tuple, lines))
+    assert as_expected(counts, odds(kind, model, Sampler(**options), 3, end))
+    assert not as_expected(counts, odds(kind, draft, Sampler(**options), 3, end))
+
+
+@KINDS
+def test_texts_are_drawn_with_the_odds_of_the_model(kind):
+    """Texts of three tokens out of three, 2,000 draws; false alarm 1e-6 for each kind."""
+    model = make(kind, vocab_size=3, n_decoder_layers=1)
+    sampler = Sampler(**WARM, generator=torch.Generator().manual_seed(5))
+    source = torch.tensor([[0, 2]]).expand(2000, -1)
+    lines = sample(model, source, max_len=3, end=1, sampler=sampler)
+    assert as_expected(Counter(map(tuple, lines)), odds(kind, model, sampler, 3, 1))
 
 
 def test_one_mask_serves_all_rows():
@@ -366,6 +515,11 @@ def test_both_models_keep_their_modes():
     options = {"max_len": 6, "end": None, "sampler": Sampler(top_k=1)}
     found, _ = speculative(model, draft, tokens, mask, **options)
     assert found == greedy(model, tokens, mask, max_len=6, end=None)
+    assert [[m.training for m in one.modules()] for one in (model, draft)] == modes
+    assert not torch.is_inference_mode_enabled()
+    draft.output.register_forward_hook(lambda module, args, out: out * math.nan)
+    with pytest.raises(ValueError, match="got nan"):
+        speculative(model, draft, tokens, mask, **options)
     assert [[m.training for m in one.modules()] for one in (model, draft)] == modes
     assert not torch.is_inference_mode_enabled()
 
@@ -393,7 +547,11 @@ def refused(message):
         (lambda: keep_min_p(normal(3), 1.1), "keep_min_p: p must lie in 0 to 1, got 1.1"),
         (
             lambda: penalise_repetition(normal(3), normal(3) > 0, 0.0),
-            "penalise_repetition: penalty must be above 0, got 0.0",
+            "penalise_repetition: penalty must be finite and above 0, got 0.0",
+        ),
+        (
+            lambda: penalise_repetition(normal(3), normal(3) > 0, math.inf),
+            "penalise_repetition: penalty must be finite and above 0, got inf",
         ),
     ],
 )
@@ -435,7 +593,7 @@ def test_sample_and_speculative_refuse_in_their_own_names():
         speculative(model, model, tokens, max_len=4, n_guesses=0)
     must = "speculative: model and draft must have the same vocabulary, got 11 and 7 tokens"
     with refused(must):
-        speculative(model, make(vocab_size=7), tokens % 7, max_len=4)
+        speculative(model, make(vocab_size=7), tokens, max_len=4)
     with refused("speculative: model and draft must be of one kind, got DecoderOnly and Transf"):
         speculative(model, make(Transformer), tokens, max_len=4)
     small = make(max_len=9)

@@ -40,12 +40,13 @@ def keep_top_k(logits: Float[Tensor, "*batch V"], k: int) -> Float[Tensor, "*bat
 def keep_top_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*batch V"]:
     """Keep the fewest tokens that together have probability p, and at least one.
 
-    Holtzman et al. (2020), Section 3.1.
+    Holtzman et al. (2020), Section 3.1. Of tokens alike any may go; p = 1 keeps all.
     """
     _require("keep_top_p", 0 < p <= 1, "p must be above 0 and at most 1", p)
     order = logits.sort(dim=-1, descending=True)
-    shares = order.values.softmax(dim=-1)
-    enough = shares.cumsum(dim=-1) - shares >= p  # those before it have p already
+    exact = torch.promote_types(logits.dtype, torch.float32)  # sums need the digits
+    shares = order.values.softmax(dim=-1, dtype=exact)
+    enough = (shares.cumsum(dim=-1) - shares >= p) & (p < 1)  # those before it have p already
     enough[..., 0] = False
     dropped = torch.zeros_like(enough).scatter(-1, order.indices, enough)
     return logits.masked_fill(dropped, -math.inf)
@@ -66,7 +67,8 @@ def penalise_repetition(
     Keskar et al. (2019), Section 4.1, with the multiplication that later code added, as in the
     Hugging Face library, since dividing a negative logit would raise it.
     """
-    _require("penalise_repetition", penalty > 0, "penalty must be above 0", penalty)
+    usable = 0 < penalty < math.inf
+    _require("penalise_repetition", usable, "penalty must be finite and above 0", penalty)
     lower = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, lower, logits)
 
@@ -79,7 +81,7 @@ class Sampler:
         repetition_penalty: as in penalise_repetition; 1 does nothing.
         temperature: what logits are divided by, above 0.
         top_k, top_p, min_p: as in keep_top_k, keep_top_p and keep_min_p; None does nothing.
-        generator: where the draws come from; None means torch's own.
+        generator: where the draws come from, on the model's device; None means torch's own.
     """
 
     repetition_penalty: float = 1.0
@@ -193,7 +195,8 @@ def _agree(
     for i, (q, token) in enumerate(zip(guessed, guesses, strict=True)):
         p = wanted[i]
         if torch.rand((), generator=generator, device=p.device) * q[token] >= p[token]:
-            return [*guesses[:i], _draw((p - q).clamp_min(0), generator)]
+            rest = (p - q).clamp_min(0)  # rounding may leave nothing of it
+            return [*guesses[:i], _draw(rest if rest.any() else p, generator)]
     return [*guesses, _draw(wanted[-1], generator)]
 
 # %% ../chapters/10_sampling.ipynb #4cab65b0
@@ -208,19 +211,20 @@ def speculative(
 
     Leviathan et al. (2023), Algorithm 1: the draft draws n_guesses tokens, the model scores them
     in one pass and keeps as many as chance allows, so that what comes out is distributed as the
-    model's own. Rows are written one after another. Other arguments as in `sample`.
+    model's own. Rows are written one after another. Other arguments as in `sample`; the sampler
+    trims what both models think.
 
     Returns:
         The tokens of each row, without begin and end, and the share of guesses that were kept.
     """
-    for one in (model, draft):
-        _check("speculative", one, source, source_mask, max_len, begin, end)
     sizes = (model.config.vocab_size, draft.config.vocab_size)
     must = "model and draft must have the same vocabulary"
     _require("speculative", sizes[0] == sizes[1], must, f"{sizes[0]} and {sizes[1]} tokens")
     alike = isinstance(model, DecoderOnly) == isinstance(draft, DecoderOnly)
     got = f"{type(model).__name__} and {type(draft).__name__}"
     _require("speculative", alike, "model and draft must be of one kind", got)
+    for one in (model, draft):
+        _check("speculative", one, source, source_mask, max_len, begin, end)
     _require("speculative", n_guesses >= 1, "n_guesses must be at least 1", n_guesses)
     sampler = Sampler() if sampler is None else sampler
     generator, lines, offered, kept = sampler.generator, [], 0, 0

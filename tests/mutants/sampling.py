@@ -8,6 +8,8 @@ MUTANTS = [
     ("the least probable are kept", "descending=True", "descending=False"),
     ("the token that reaches p is dropped", "cumsum(dim=-1) - shares >= p", "cumsum(dim=-1) >= p"),
     ("one token too many", "cumsum(dim=-1) - shares >= p", "cumsum(dim=-1) - shares > 1.2 * p"),
+    ("p of one drops the tail", " >= p) & (p < 1)", " >= p)"),
+    ("sums in half precision", "softmax(dim=-1, dtype=exact)", "softmax(dim=-1)"),
     ("nothing may be left", "    enough[..., 0] = False\n", "    enough[..., 0] = p < 0.01\n"),
     ("the order is not undone", ".scatter(-1, order.indices, enough)", " | enough"),
     ("min-p of the logits", "(math.log(p) if p else -math.inf)", "-1 / (p or 1e-9)"),
@@ -18,6 +20,7 @@ MUTANTS = [
         "logits / penalty, logits * penalty)",
         "logits / penalty, logits / penalty)",
     ),
+    ("a penalty without end", "usable = 0 < penalty < math.inf", "usable = 0 < penalty"),
     ("a penalty for all", "torch.where(seen, lower, logits)", "lower"),
     (
         "a penalty for what is new",
@@ -32,6 +35,30 @@ MUTANTS = [
     ),
     ("no temperature", "logits = logits / self.temperature", "pass"),
     ("temperature upside down", "logits / self.temperature", "logits * self.temperature"),
+    (
+        "temperature after top-k and top-p",
+        "        logits = logits / self.temperature\n"
+        "        if self.top_k is not None:\n"
+        "            logits = keep_top_k(logits, self.top_k)\n"
+        "        if self.top_p is not None:\n"
+        "            logits = keep_top_p(logits, self.top_p)\n",
+        "        if self.top_k is not None:\n"
+        "            logits = keep_top_k(logits, self.top_k)\n"
+        "        if self.top_p is not None:\n"
+        "            logits = keep_top_p(logits, self.top_p)\n"
+        "        logits = logits / self.temperature\n",
+    ),
+    (
+        "top-p before top-k",
+        "        if self.top_k is not None:\n"
+        "            logits = keep_top_k(logits, self.top_k)\n"
+        "        if self.top_p is not None:\n"
+        "            logits = keep_top_p(logits, self.top_p)\n",
+        "        if self.top_p is not None:\n"
+        "            logits = keep_top_p(logits, self.top_p)\n"
+        "        if self.top_k is not None:\n"
+        "            logits = keep_top_k(logits, self.top_k)\n",
+    ),
     ("no penalty", "if self.repetition_penalty != 1:", "if False:"),
     ("no top-k", "if self.top_k is not None:", "if False:"),
     ("no top-p", "if self.top_p is not None:", "if False:"),
@@ -56,7 +83,45 @@ MUTANTS = [
         "pick = Sampler() if sampler is None else sampler",
         "pick = Sampler()",
     ),
+    (
+        "sample does not stop",
+        "pick, max_len, begin, end, stop)",
+        "pick, max_len, begin, end, None)",
+    ),
+    (
+        "sample asks nothing",
+        '_check("sample", model, source, source_mask, max_len, begin, end)',
+        "pass",
+    ),
     # guessing
+    (
+        "the prompt is not seen",
+        "_seen(model, source, mask)  # (1, V)",
+        "_seen(model, source[:, :0], None)  # (1, V)",
+    ),
+    (
+        "padding is seen",
+        "_seen(model, source, mask)  # (1, V)",
+        "_seen(model, source, None)  # (1, V)",
+    ),
+    (
+        "guesses come from torch's generator",
+        "guesses.append(_draw(guessed[-1], generator))",
+        "guesses.append(_draw(guessed[-1], None))",
+    ),
+    (
+        "torch's generator decides what is kept",
+        "torch.rand((), generator=generator, device=p.device)",
+        "torch.rand((), device=p.device)",
+    ),
+    (
+        "the last token comes from torch's generator",
+        "_draw(wanted[-1], generator)",
+        "_draw(wanted[-1], None)",
+    ),
+    ("no rest, no token", "rest if rest.any() else p", "rest"),
+    ("both models are in training", "with _evaluating(trained):", "with _evaluating([]):"),
+    ("no guesses at all", "n_guesses >= 1, ", "True, "),
     (
         "unread tokens are lost",
         "torch.tensor([self.unread + new]",
