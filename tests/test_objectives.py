@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.objectives import (
@@ -68,6 +69,53 @@ def test_the_loss_agrees_with_torch(smoothing):
     options = {"label_smoothing": smoothing, "ignore_index": PAD, "reduction": "sum"}
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), **options)
     torch.testing.assert_close(token_loss(logits, labels, smoothing=smoothing), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_and_gradients_do_not_depend_on_how_rows_are_cut_into_strips(dtype, smoothing):
+    vocab_size = 2**17  # four rows fill a strip
+    logits, labels = normal(11, vocab_size, dtype=dtype).requires_grad_(), ids(11, high=vocab_size)
+    labels[[0, 5, 10]] = PAD
+    wide = torch.promote_types(dtype, torch.float32)
+    options = {"label_smoothing": smoothing, "ignore_index": PAD, "reduction": "sum"}
+    expected = F.cross_entropy(logits.to(wide), labels, **options)
+    loss = token_loss(logits, labels, smoothing=smoothing)
+    assert loss.dtype == wide
+    torch.testing.assert_close(loss, expected)
+    pulls = [torch.autograd.grad(7 * each, logits)[0] for each in (loss, expected)]
+    assert pulls[0].dtype == dtype
+    torch.testing.assert_close(*pulls)
+
+
+def test_the_loss_stores_nothing_of_the_logits_size_but_their_gradient():
+    kept = []
+
+    class Keeping(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            kept.append(out)
+            return out
+
+    logits = normal(1024, 4096, dtype=torch.float32).requires_grad_()
+    with Keeping():
+        loss = token_loss(logits, ids(1024, high=4096), smoothing=0.1)
+        grad = torch.autograd.grad(loss, logits)[0]
+    tensors = [x.detach() for x in kept if isinstance(x, torch.Tensor)]
+    stored = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    large = [place for place, size in stored.items() if size > 4 * 2**19]
+    assert {*large} == {logits.data_ptr(), grad.data_ptr()}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("padding", [PAD, None])
+def test_a_compiled_loss_is_the_same_in_one_graph(padding):
+    compiled = torch.compile(token_loss, backend="eager", fullgraph=True)
+    logits, labels = normal(3, N, V, dtype=torch.bfloat16).requires_grad_(), ids(3, N)
+    options = {"smoothing": 0.1, "padding": padding}
+    losses = [loss(logits, labels, **options) for loss in (compiled, token_loss)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in losses))
 
 
 def test_padding_is_pad_unless_told_otherwise_and_none_counts_every_label():

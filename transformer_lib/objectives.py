@@ -19,6 +19,46 @@ from torch import Tensor, nn
 
 from .text import PAD, Batch, Blocks
 
+# %% ../chapters/09_objectives.ipynb #0cd2c7dc
+class _TokenLoss(torch.autograd.Function):
+    """Summed cross-entropy of which only a strip of shares exists at a time."""
+
+    @staticmethod
+    def strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut the logits, and what belongs to their rows, into strips of a few megabytes."""
+        n_rows, vocab_size = tensors[0].shape
+        on_cpu = tensors[0].device.type == "cpu"
+        strip = max(1, 2**19 // max(1, vocab_size) if on_cpu else n_rows)
+        return zip(*(x.split(strip) for x in tensors), strict=True)
+
+    @staticmethod
+    def forward(ctx, logits, labels, counted, smoothing):
+        ctx.save_for_backward(logits, labels, counted)
+        ctx.smoothing = smoothing
+        wide = torch.promote_types(logits.dtype, torch.float32)  # long sums need the digits
+        loss = torch.zeros((), dtype=wide, device=logits.device)
+        for z, label, counts in _TokenLoss.strips(logits, labels, counted):
+            log_shares = z.to(wide).log_softmax(dim=-1)
+            surprise = -log_shares.gather(-1, label[:, None])[:, 0]
+            if smoothing:
+                surprise = (1 - smoothing) * surprise - smoothing * log_shares.mean(dim=-1)
+            loss += surprise.where(counts, 0).sum()
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_loss):
+        logits, labels, counted = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        pull = (grad_loss * counted)[:, None]
+        for z, label, by, out in _TokenLoss.strips(logits, labels, pull, grad):
+            gap = z.to(pull.dtype).softmax(dim=-1)  # believed, ...
+            if ctx.smoothing:
+                gap -= ctx.smoothing / gap.shape[-1]
+            gap.scatter_add_(-1, label[:, None], gap.new_full((len(gap), 1), ctx.smoothing - 1))
+            out.copy_(gap.mul_(by))  # ... minus asked for
+        return grad, None, None, None
+
 # %% ../chapters/09_objectives.ipynb #9f0e3904
 def token_loss(
     logits: Float[Tensor, "*batch V"],
@@ -31,7 +71,8 @@ def token_loss(
 
     With smoothing e the target gives 1 - e to the label and e / V to every token, the label
     included: Szegedy et al. (2016), Section 7. A sum, because only who knows all parts of a
-    batch can divide by its number of tokens. Half-precision logits are summed in float32.
+    batch can divide by its number of tokens. Half-precision logits are summed in float32. Not
+    twice differentiable.
 
     Args:
         smoothing: e, at least 0 and below 1; Vaswani et al. (2017), Section 5.4, take 0.1.
@@ -46,13 +87,17 @@ def token_loss(
         )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_labels(labels, logits.shape[-1], padding)
-    return F.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).to(torch.promote_types(logits.dtype, torch.float32)),
-        labels.reshape(-1).long(),
-        ignore_index=-100 if padding is None else padding,
-        label_smoothing=smoothing,
-        reduction="sum",
-    )
+    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
+    if torch.compiler.is_compiling():
+        return F.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)),
+            labels,
+            ignore_index=-100 if padding is None else padding,
+            label_smoothing=smoothing,
+            reduction="sum",
+        )
+    counted = torch.ones_like(labels, dtype=torch.bool) if padding is None else labels != padding
+    return _TokenLoss.apply(logits, labels.where(counted, 0), counted, smoothing)
 
 
 def _check_labels(labels: Tensor, vocab_size: int, padding: int | None) -> None:
