@@ -27,7 +27,14 @@ def explicit(*inputs, **options):
     return attend_with_weights(*inputs, **options)[0]
 
 
-WAYS = pytest.mark.parametrize("way", [explicit, attend, by_threes])
+def fused(*inputs, **options):
+    """As `attend` where scores are too many to be stored."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformer_lib.attention._FEW", 0)
+        return attend(*inputs, **options)
+
+
+WAYS = pytest.mark.parametrize("way", [explicit, attend, fused, by_threes])
 
 
 @pytest.fixture
@@ -141,25 +148,26 @@ def test_the_weights_are_those_that_mixed_the_values(qkv, mask):
     assert 0 < (weights == 0).float().mean() < 1
 
 
-@pytest.mark.parametrize("way", [explicit, attend])
-def test_dropout_keeps_the_expected_weight(way):
+@pytest.mark.parametrize("way", [explicit, attend, fused])
+@pytest.mark.parametrize("n_queries", [1, 2])
+def test_dropout_keeps_the_expected_weight(way, n_queries):
     torch.manual_seed(0)
     n = 20_000
-    query, key, value = torch.zeros(n, 1, 1), torch.zeros(n, 1, 1), torch.ones(n, 1, 1)
-    out = way(query, key, value, dropout=0.3)
+    query, key = torch.zeros(n // n_queries, n_queries, 1), torch.zeros(n // n_queries, 1, 1)
+    out = way(query, key, torch.ones_like(key), dropout=0.3)
     # n weights of 0 or 1/0.7: 6 standard errors of 0.0046 would miss once in 5e8 seeds
     assert out.mean().item() == pytest.approx(1.0, abs=0.028)
     assert out.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
 
 
-@pytest.mark.parametrize("way", [explicit, attend])
+@pytest.mark.parametrize("way", [explicit, attend, fused])
 def test_scale_replaces_the_square_root(way, qkv):
     expected = F.scaled_dot_product_attention(*qkv, scale=0.25)
     torch.testing.assert_close(way(*qkv, scale=0.25), expected)
     assert not torch.allclose(way(*qkv), expected)
 
 
-@pytest.mark.parametrize("way", [explicit, attend])
+@pytest.mark.parametrize("way", [explicit, attend, fused])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_bias_is_added_to_the_scores(way, qkv, mask, masked, causal):
@@ -172,14 +180,14 @@ def test_a_bias_is_added_to_the_scores(way, qkv, mask, masked, causal):
     torch.testing.assert_close(out, weights @ qkv[2])
 
 
-@pytest.mark.parametrize("way", [explicit, attend])
+@pytest.mark.parametrize("way", [explicit, attend, fused])
 def test_a_bias_learns(way, qkv, mask):
     bias = torch.zeros(1, H, T, S, dtype=torch.float64, requires_grad=True)
     way(*qkv, mask, bias=bias).square().sum().backward()
     assert bias.grad.isfinite().all() and bias.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("way", [explicit, attend])
+@pytest.mark.parametrize("way", [explicit, attend, fused])
 def test_any_score_can_replace_the_dot_product(way, mask):
     torch.manual_seed(0)
     score = AdditiveScore(5, 3, 4).double()
@@ -242,6 +250,22 @@ def test_narrow_numbers_stay_near_float64_and_keep_their_type(way, qkv, mask, dt
     # a few roundings of numbers of size one: scores, weights and sums each round once or twice
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=16 * torch.finfo(dtype).eps)
     assert (out[0, :, 2] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_few_scores_in_half_precision_are_rounded_once_at_the_end(qkv, mask, dtype):
+    inputs = [x.to(dtype) for x in qkv]
+    expected = attend(*(x.float() for x in inputs), mask).to(dtype)
+    assert torch.equal(attend(*inputs, mask), expected)
+
+
+def test_a_cpu_stores_few_scores_of_many_queries_and_no_others(monkeypatch):
+    calls, kernel = [], F.scaled_dot_product_attention
+    spy = lambda *a, **o: calls.append(a[0].shape[-2]) or kernel(*a, **o)  # noqa: E731
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    for n_queries, n_keys in ((128, 128), (64, 256), (1, 9), (127, 130), (129, 128)):
+        attend(torch.ones(n_queries, 2), torch.ones(n_keys, 2), torch.ones(n_keys, 2))
+    assert calls == [1, 127, 129]
 
 
 @WAYS
@@ -351,7 +375,7 @@ def test_shapes_that_do_not_belong_together_are_refused(way, qkv):
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("way", [explicit, attend])
+@pytest.mark.parametrize("way", [explicit, attend, fused])
 def test_contradictory_options_are_refused(way, qkv):
     with pytest.raises(ValueError, match="scale belongs to the default score"):
         way(*qkv, scale=1.0, score=lambda q, k: q @ k.mT)

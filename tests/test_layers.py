@@ -12,6 +12,7 @@ from torch import nn
 from transformer_lib.attention import causal_mask, padding_mask
 from transformer_lib.layers import (
     DecoderLayer,
+    Dropout,
     EncoderLayer,
     FeedForward,
     LayerCache,
@@ -57,6 +58,57 @@ def decoder(**options):
 
 def n_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+# dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_with_probability_p_at_every_place_of_a_word_independently(p):
+    n = 400_000
+    torch.manual_seed(0)
+    dropped = Dropout(p)(torch.ones(n, dtype=torch.float64)).eq(0).double().reshape(-1, 4)
+    bound = 5 * math.sqrt(p * (1 - p) / (n // 4))  # false alarm: 1 seed in a million
+    assert (dropped.mean(dim=0) - p).abs().max() < bound
+    together = (dropped[:, :3] * dropped[:, 1:]).mean(dim=0)  # p^2 if neighbours are strangers
+    assert (together - p**2).abs().max() < 5 * math.sqrt(p**2 * (1 - p**2) / (n // 4))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 1e-5, 1 - 1e-7])
+def test_those_kept_are_scaled_so_that_the_mean_stays_and_not_all_are_dropped(p):
+    share = min(round(p * 65_536), 65_535) / 65_536
+    assert abs(share - p) < 2e-5
+    torch.manual_seed(0)
+    found = Dropout(p)(torch.full((500_000,), 3.0, dtype=torch.float64)).unique()
+    torch.testing.assert_close(found[-1].item(), 3 / (1 - share), rtol=1e-15, atol=0)
+    assert len(found) == 2 and found[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5, 2)])
+def test_dropout_keeps_shape_and_dtype_and_its_gradient_is_its_mask(shape, dtype):
+    drop, x = Dropout(0.5), torch.ones(shape, dtype=dtype).requires_grad_()
+    torch.manual_seed(1)
+    out = drop(x)
+    assert out.shape == shape and out.dtype == dtype and set(out.flatten().tolist()) <= {0, 2}
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], out.detach())
+    torch.manual_seed(1)
+    assert torch.equal(drop(x), out)
+
+
+def test_dropout_does_nothing_in_evaluation_or_when_p_is_zero_and_all_when_it_is_one():
+    x = normal(1000)
+    assert Dropout(0.5).eval()(x) is x and torch.equal(Dropout(0.0)(x), x)
+    assert not Dropout(1.0)(x).any()
+
+
+@pytest.mark.plain
+def test_a_compiler_is_given_torchs_own_dropout():
+    drop, x = Dropout(0.3), torch.ones(1000)
+    torch.manual_seed(0)
+    compiled = torch.compile(drop, backend="eager", fullgraph=True)(x)
+    torch.manual_seed(0)
+    assert torch.equal(compiled, F.dropout(x, 0.3))
 
 
 # feed-forward
@@ -121,7 +173,7 @@ def test_feed_forward_draws_each_matrix_by_glorot_on_its_own_shape(activation):
 
 
 def test_feed_forward_drops_hidden_units_and_keeps_their_mean():
-    n, p = 40_000, 0.3
+    n, p = 40_000, 5 / 16
     feed = FeedForward(1, n, dropout=p).train()
     nn.init.ones_(feed.inner.weight)
     dropped = []

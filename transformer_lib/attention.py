@@ -154,6 +154,27 @@ def attend_with_weights(
     weights = F.dropout(weights, dropout) if dropout else weights
     return weights @ value, weights  # (*batch, T, Kv), (*batch, T, S)
 
+# %% ../chapters/03_attention.ipynb #1e545d8d
+_FEW = 128 * 128  # scores of one head: up to here a CPU stores them faster than it avoids it
+
+
+def _attend_to_few(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
+    scale: float | None, dropout: float,
+) -> Tensor:  # fmt: skip
+    """Compute all scores at once, and walk through them as rarely as can be."""
+    wide = torch.promote_types(query.dtype, torch.float32)  # long sums need the digits
+    scores = scaled_dot_score(query.to(wide), key.to(wide), scale=scale)
+    nothing = None
+    if visible is not None:
+        nothing = ~visible.any(dim=-1, keepdim=True)  # rows that may attend to no key
+        hidden = torch.zeros(visible.shape, dtype=wide, device=query.device)
+        scores += hidden.masked_fill_(~(visible | nothing), -math.inf)
+    weights = scores.softmax(dim=-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    mixed = (weights @ value.to(wide)).to(query.dtype)
+    return mixed if nothing is None else mixed.masked_fill(nothing, 0.0)
+
 # %% ../chapters/03_attention.ipynb #a4cfc53d
 def attend(
     query: Float[Tensor, "*batch T Kq"],
@@ -170,8 +191,9 @@ def attend(
     """Mix the values by how well their keys match each query.
 
     Vaswani et al. (2017), Eq. 1 (Section 3.2.1), by torch's fused kernels, which need not store
-    the T x S weights (Dao et al., 2022). Arguments as in `attend_with_weights`, which computes
-    the same and is used when a `score` is given.
+    the T x S weights (Dao et al., 2022), or by two products where a CPU stores so few faster.
+    Arguments as in `attend_with_weights`, which computes the same and is used when a `score` is
+    given.
 
     Returns:
         One mixture per query; zeros for a query that may attend to nothing.
@@ -198,6 +220,10 @@ def attend(
             f"got {query.shape[-1]} and {key.shape[-1]}"
         )
     n_queries, n_keys = query.shape[-2], key.shape[-2]
+    few = query.device.type == "cpu" and 1 < n_queries and n_queries * n_keys <= _FEW
+    if few and bias is None and not torch.compiler.is_compiling():
+        visible = _visible(mask, causal, n_queries, n_keys, query.device)
+        return _attend_to_few(query, key, value, visible, scale, dropout)
     options: dict[str, Any] = {"scale": scale, "dropout_p": dropout}
     if causal and mask is None and bias is None and n_queries == n_keys:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from . import positions as _positions
 from .attention import causal_mask
-from .layers import DecoderLayer, EncoderLayer, LayerCache, RMSNorm, _torch_options
+from transformer_lib.layers import (
+    DecoderLayer,
+    Dropout,
+    EncoderLayer,
+    LayerCache,
+    RMSNorm,
+    _torch_options,
+)
 from .multihead import KVCache
 
 # %% ../chapters/07_models.ipynb #28318170
@@ -134,7 +141,7 @@ class _TokenModel(nn.Module):
         table = _TABLES.get(config.positions)
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.positions = None if table is None else table(config.max_len, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def _stack(self, layer: type, depth: int, both: bool) -> nn.ModuleList:
         """Make depth layers that share one scheme of positions; both: for keys that come later."""

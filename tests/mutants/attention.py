@@ -94,8 +94,26 @@ MUTANTS = [
     ),
     (
         "half precision sums in half",
-        "torch.promote_types(query.dtype, torch.float32)",
-        "query.dtype",
+        "torch.promote_types(query.dtype, torch.float32)  # long sums need the digits\n        q =",
+        "query.dtype\n        q =",
     ),
     ("key axis of a mask may be 1", "and given.shape[-1] == scores[-1]", ""),
+    (
+        "few: half precision sums in half",
+        "torch.promote_types(query.dtype, torch.float32)  # long sums need the digits\n    scores",
+        "query.dtype\n    scores",
+    ),
+    ("few: scale forgotten", "key.to(wide), scale=scale)", "key.to(wide))"),
+    (
+        "few: weights are not dropped",
+        "    weights = F.dropout(weights, dropout) if dropout else weights\n    mixed",
+        "    mixed",
+    ),
+    ("few: empty rows are NaN", "~(visible | nothing)", "~visible"),
+    ("few: empty rows see everything", "mixed.masked_fill(nothing, 0.0)", "mixed"),
+    ("few: hidden keys are seen", "hidden.masked_fill_(~(visible | nothing), -math.inf)", "hidden"),
+    ("few: too many", "n_queries * n_keys <= _FEW", "n_queries <= _FEW"),
+    ("few: nearly too many", "n_queries * n_keys <= _FEW", "n_queries * n_keys < _FEW"),
+    ("few: one query", "1 < n_queries and ", ""),
+    ("few: the bias is forgotten", "if few and bias is None and", "if few and"),
 ]

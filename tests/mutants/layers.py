@@ -1,6 +1,36 @@
 """Ways to break layers.py, each of which tests/test_layers.py must notice."""
 
 MUTANTS = [
+    # dropout
+    ("dropped too often", "coins >= n_dropped - 2**15", "coins > n_dropped - 2**15 + 3000"),
+    ("coins counted from zero", "coins >= n_dropped - 2**15", "coins >= n_dropped"),
+    ("those kept are not scaled", "x * kept.mul_(2**16 / (2**16 - n_dropped))", "x * kept"),
+    ("scaled by p, not by what p is taken to", "2**16 / (2**16 - n_dropped)", "1 / (1 - self.p)"),
+    (
+        "everything may be dropped",
+        "min(round(self.p * 2**16), 2**16 - 1)",
+        "round(self.p * 2**16)",
+    ),
+    ("p of one is ours", "self.p < 1 and ", ""),
+    (
+        "drops in evaluation",
+        "if not (self.training and self.p and ours):",
+        "if not (self.p and ours):",
+    ),
+    ("positive words alone", "random_(-(2**63), None)", "random_()"),
+    (
+        "one coin for four",
+        "words.view(torch.int16)[: x.numel()]",
+        "words.view(torch.int16)[::4].repeat_interleave(4)[: x.numel()]",
+    ),
+    ("a word too few", "-(-x.numel() // 4)", "x.numel() // 4"),
+    ("traced by a compiler", " and not torch.compiler.is_compiling()", ""),
+    (
+        "half precision becomes float32",
+        ".to(x.dtype)\n        return x * kept",
+        ".to(torch.float32)\n        return x * kept",
+    ),
+
     # feed-forward
     (
         "the bend is gone",
@@ -33,10 +63,10 @@ MUTANTS = [
     (
         "d_ff not used",
         "self.inner = nn.Linear(d_model, d_ff * (2 if activation in _GATED else 1), bias=bias)\n"
-        "        self.dropout = nn.Dropout(dropout)\n"
+        "        self.dropout = Dropout(dropout)\n"
         "        self.outer = nn.Linear(d_ff, d_model, bias=bias)",
         "self.inner = nn.Linear(d_model, d_model * (2 if activation in _GATED else 1), bias=bias)\n"
-        "        self.dropout = nn.Dropout(dropout)\n"
+        "        self.dropout = Dropout(dropout)\n"
         "        self.outer = nn.Linear(d_model, d_model, bias=bias)",
     ),
     (

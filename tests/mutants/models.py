@@ -58,7 +58,7 @@ MUTANTS = [
         "_stack(DecoderLayer, config.n_decoder_layers",
         "_stack(DecoderLayer, config.n_encoder_layers",
     ),
-    ("dropout of the embeddings is forgotten", "nn.Dropout(config.dropout)", "nn.Identity()"),
+    ("dropout of the embeddings is forgotten", "Dropout(config.dropout)", "nn.Identity()"),
     (
         "attention dropout is forgotten",
         "n_kv_heads dropout attention_dropout norm",
