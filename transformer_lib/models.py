@@ -350,9 +350,15 @@ class DecoderOnly(_TokenModel):
         if causal and (mask is not None or first):  # one mask for all layers
             earlier = causal_mask(n_new, first + n_new, device=x.device)
             mask, causal = (earlier if mask is None else mask & earlier), False
+        return self.decoder_norm(self._through(x, mask, causal, cache))
+
+    def _through(
+        self, x: Tensor, mask: Tensor | None, causal: bool, cache: list[KVCache] | None
+    ) -> Tensor:
+        """Send x (B, T, D) through all layers."""
         for i, layer in enumerate(self.decoder):
             x = layer(x, mask, causal=causal, cache=cache[i] if cache else None)
-        return self.decoder_norm(x)
+        return x
 
     def make_cache(self, max_len: int | None = None) -> list[KVCache]:
         """Make an empty cache for up to max_len tokens; None means config.max_len."""

@@ -139,7 +139,11 @@ MUTANTS = [
         "clamp_min(0)[:, :n_new]",
     ),
     ("a writer forgets where it stands", "cache[0].length if cache else 0", "0"),
-    ("a writer's states are not normalised", "return self.decoder_norm(x)", "return x"),
+    (
+        "a writer's states are not normalised",
+        "return self.decoder_norm(self._through(x, mask, causal, cache))",
+        "return self._through(x, mask, causal, cache)",
+    ),
     ("a mask of any length", "mask.shape[1:] == (1, 1, first + n_new)", "True"),
     ("a mask of any type", "or mask.dtype != torch.bool or", "or"),
     ("a mask for other rows", "mask.shape[0] not in (1, len(tokens))", "False"),
