@@ -11,20 +11,29 @@ from benchmarks.language import LAYERS, Bare, D, H, config, logits_of
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly
+from transformer_lib.onednn import _PackedLinear, _replace, packed
 
 V, PROMPT, NEW = 65, 32, 256
 ALL = PROMPT + NEW
 Writer = Callable[[Tensor], Tensor]  # prompt (B, PROMPT) -> prompt and what follows (B, ALL)
 
 
-def by_ours(setting: Setting) -> tuple[nn.Module, Writer]:
-    model = DecoderOnly(config(V, length=ALL))
-
+def writer(model: nn.Module) -> Writer:
     def write(prompt: Tensor) -> Tensor:
         written = greedy(model, prompt, max_len=NEW, end=None)
         return torch.cat([prompt, torch.tensor(written, device=prompt.device)], dim=1)
 
-    return model, write
+    return write
+
+
+def by_ours(setting: Setting) -> tuple[nn.Module, Writer]:
+    model = packed(DecoderOnly(config(V, length=ALL)))
+    return model, writer(model)
+
+
+def unpacked(setting: Setting) -> tuple[nn.Module, Writer]:
+    model = DecoderOnly(config(V, length=ALL))
+    return model, writer(model)
 
 
 def by_hub(setting: Setting) -> tuple[nn.Module, Writer]:
@@ -106,6 +115,7 @@ def limit(prompt: Tensor, setting: Setting) -> Competitor:
 
     def ready() -> Built:
         bare = Bare(V).to(setting.device, setting.dtype).eval()
+        _replace(bare, _PackedLinear)  # as fast as it can be done
         B, like = len(prompt), bare.output.weight
         first = torch.randn(B, PROMPT, D, device=like.device, dtype=like.dtype)
         room = torch.randn(2, B, H, ALL, D // H, device=like.device, dtype=like.dtype)
@@ -131,7 +141,8 @@ def limit(prompt: Tensor, setting: Setting) -> Competitor:
 
 def cases(setting: Setting) -> Iterator[Case]:
     ways = {
-        "ours": (by_ours, ""),
+        "ours": (by_ours, "packed"),
+        "ours, not packed": (unpacked, ""),
         "litgpt": (by_litgpt, "rotary positions, untied output; without its own loop's extras"),
         "HF GPT-2": (by_hub, ""),
         "x-transformers, flash": (by_x_transformers, "no biases in attention"),
@@ -149,7 +160,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                 check(model, write(prompt), prompt)
                 return Built(run=lambda: write(prompt), parameters=count_parameters(model))
 
-            role = "ours" if name == "ours" else "peer"
+            role = {"ours": "ours", "ours, not packed": "other"}.get(name, "peer")
             return Competitor(name=name, make=ready, role=role, note=note)
 
         found = [*map(competitor, ways), limit(prompt, setting)]

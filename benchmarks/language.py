@@ -7,9 +7,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Built, Case, Competitor, Setting
-from benchmarks.peers import BareLayer, PlainGPT, products_step, training_step
+from benchmarks.peers import (
+    CLEAR,
+    QUICK,
+    BareLayer,
+    PlainGPT,
+    cross_entropy,
+    in_strips,
+    products_step,
+    training_step,
+)
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.models import DecoderOnly, TransformerConfig
+from transformer_lib.onednn import by_onednn
 
 LAYERS, H, D, T, B = 6, 6, 384, 256, 8
 SPREAD = {"paper": "drops as the paper does: sub-layer outputs, embeddings",
@@ -105,11 +115,13 @@ def check(model: nn.Module, tokens: Tensor, vocab: int) -> None:
 def competitor(
     name: str, make: Callable[[], nn.Module], rows: Tensor, vocab: int, setting: Setting,
     role: str = "peer", note: str = "",
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Competitor:  # fmt: skip
     def ready() -> Built:
         model = make().to(setting.device)
         check(model, rows[:, :-1], vocab)
-        return training_step(model, lambda m: logits_of(m, rows[:, :-1]), rows[:, 1:], setting)
+        call = lambda m: logits_of(m, rows[:, :-1])  # noqa: E731
+        return training_step(model, call, rows[:, 1:], setting, loss)
 
     return Competitor(name=name, make=ready, role=role, note=note)
 
@@ -139,14 +151,18 @@ def cases(setting: Setting) -> Iterator[Case]:
         on_weights = kind.startswith(", on")
         weights = dropout if on_weights else 0.0
         says = dict.fromkeys(SPREAD, "") if not dropout else SPREAD
+
+        def ours(v: int = vocab, p: float = dropout, w: float = weights) -> nn.Module:
+            return DecoderOnly(config(v, dropout=p, attention_dropout=w))
+
+        place = says["weights" if on_weights else "paper"]
+        quick = "; ".join(filter(None, (QUICK, place)))
         found = [
             competitor(
-                "ours",
-                lambda v=vocab, p=dropout, w=weights: DecoderOnly(
-                    config(v, dropout=p, attention_dropout=w)
-                ),
-                role="ours", note=says["weights" if on_weights else "paper"], **same,
+                "ours", lambda make=ours: by_onednn(make()), role="ours", note=quick,
+                loss=in_strips, **same,
             ),
+            competitor(CLEAR, ours, role="other", note=place, **same),
             competitor(
                 "plain GPT, nanoGPT's design", lambda v=vocab, p=dropout: plain(v, p, p),
                 note=says["weights"], **same,

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
-from benchmarks.peers import PlainAttention
+from benchmarks.peers import CLEAR, PlainAttention
 from transformer_lib.multihead import MultiHeadAttention
+from transformer_lib.onednn import by_onednn
 
 D, H, B, T = 512, 8, 8, 256
 Call = Callable[[nn.Module, Tensor], Tensor]
@@ -100,7 +101,19 @@ def cases(setting: Setting) -> Iterator[Case]:
 
             return Competitor(name=name, make=ready, role=role, note=note)
 
-        found = [competitor("ours", lambda m=ours, c=call_ours: (deepcopy(m), c), role="ours")]
+        def clear(
+            ours: MultiHeadAttention = ours, call: Call = call_ours
+        ) -> tuple[nn.Module, Call]:
+            return deepcopy(ours), call
+
+        def quick(make: Callable = clear) -> tuple[nn.Module, Call]:
+            module, call = make()
+            return by_onednn(module), call
+
+        found = [
+            competitor("ours", quick, role="ours", note="by_onednn"),
+            competitor(CLEAR, clear, role="other"),
+        ]
         for name, (way, note) in ways.items():
             make = lambda way=way, ours=ours, causal=causal: way(ours, causal)  # noqa: E731
             found.append(competitor(name, make, note=note))

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Built, Case, Competitor, Setting
-from benchmarks.peers import BareLayer, products_step, training_step
+from benchmarks.peers import (
+    CLEAR,
+    QUICK,
+    BareLayer,
+    cross_entropy,
+    in_strips,
+    products_step,
+    training_step,
+)
 from transformer_lib.cost import cost
 from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.onednn import by_onednn
 
 V, D, H, WIDE, DEPTH, B, L = 8000, 256, 4, 1024, 3, 32, 32
 PAD, PLACES = 0, 64
@@ -159,12 +168,13 @@ def cases(setting: Setting) -> Iterator[Case]:
 
         def competitor(
             name: str, make: Callable[[], nn.Module], call: Call, role: str = "peer",
-            note: str = "", batch: tuple = batch, labels: Tensor = labels,
+            note: str = "", loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+            batch: tuple = batch, labels: Tensor = labels,
         ) -> Competitor:  # fmt: skip
             def ready() -> Built:
                 model = make().to(setting.device)
                 check(model, call, *batch)
-                return training_step(model, lambda m: call(m, *batch), labels, setting)
+                return training_step(model, lambda m: call(m, *batch), labels, setting, loss)
 
             return Competitor(name=name, make=ready, role=role, note=note)
 
@@ -176,10 +186,15 @@ def cases(setting: Setting) -> Iterator[Case]:
 
         paper = PAPER if dropout else ""
         more = "drops attention weights and hidden units, too" if dropout else ""
+        quick = "; ".join(filter(None, (QUICK, paper)))
         found = [
-            competitor("ours", ours, call_ours, role="ours", note=paper),
+            competitor(
+                "ours", lambda make=ours: by_onednn(make()), call_ours, role="ours", note=quick,
+                loss=in_strips,
+            ),
+            competitor(CLEAR, ours, call_ours, role="other", note=paper),
             competitor("nn.Transformer", by_torch, call_torch, note=more),
-        ]
+        ]  # fmt: skip
         if tied:
             for kind, note in (("BART", ""), ("Marian", "positions are not learned")):
                 note = "; ".join(filter(None, (note, paper)))

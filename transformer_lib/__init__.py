@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         token_loss,
         translation_loss,
     )
+    from .onednn import by_onednn, packed
     from .sampling import (
         Sampler,
         keep_min_p,
@@ -114,6 +115,7 @@ _LATER = {
     "generation": "greedy stream",
     "sampling": "Sampler keep_min_p keep_top_k keep_top_p penalise_repetition sample speculative",
     "decoding": "Hypothesis beam_search",
+    "onednn": "by_onednn packed",
     "translation": "PROTOCOLS Score Translator record_scores score",
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names.split()}
