@@ -159,17 +159,23 @@ _FEW = 128 * 128  # scores of one head: up to here a CPU stores them faster than
 
 
 def _attend_to_few(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool,
     scale: float | None, dropout: float,
 ) -> Tensor:  # fmt: skip
     """Compute all scores at once, and walk through them as rarely as can be."""
     wide = torch.promote_types(query.dtype, torch.float32)  # long sums need the digits
     scores = scaled_dot_score(query.to(wide), key.to(wide), scale=scale)
-    nothing = None
-    if visible is not None:
-        nothing = ~visible.any(dim=-1, keepdim=True)  # rows that may attend to no key
-        hidden = torch.zeros(visible.shape, dtype=wide, device=query.device)
-        scores += hidden.masked_fill_(~(visible | nothing), -math.inf)
+    n_queries, n_keys = scores.shape[-2:]
+    nothing: Tensor | None = None
+    if causal and mask is None and n_queries <= n_keys:  # every row sees a key
+        later = torch.full((n_queries, n_keys), -math.inf, dtype=wide, device=query.device)
+        scores += later.triu_(n_keys - n_queries + 1)
+    elif causal or mask is not None:
+        visible = _visible(mask, causal, n_queries, n_keys, query.device)
+        assert visible is not None
+        empty = ~visible.any(dim=-1, keepdim=True)  # rows that may attend to no key
+        nothing, hidden = empty if empty.any() else None, ~(visible | empty)
+        scores += torch.zeros_like(hidden, dtype=wide).masked_fill_(hidden, -math.inf)
     weights = scores.softmax(dim=-1)
     weights = F.dropout(weights, dropout) if dropout else weights
     mixed = (weights @ value.to(wide)).to(query.dtype)
@@ -222,8 +228,7 @@ def attend(
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     few = query.device.type == "cpu" and 1 < n_queries and n_queries * n_keys <= _FEW
     if few and bias is None and not torch.compiler.is_compiling():
-        visible = _visible(mask, causal, n_queries, n_keys, query.device)
-        return _attend_to_few(query, key, value, visible, scale, dropout)
+        return _attend_to_few(query, key, value, mask, causal, scale, dropout)
     options: dict[str, Any] = {"scale": scale, "dropout_p": dropout}
     if causal and mask is None and bias is None and n_queries == n_keys:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
