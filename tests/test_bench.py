@@ -9,11 +9,13 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import (
     attention,
+    dropout,
     generation,
     growth,
     harness,
     language,
     multihead,
+    peers,
     start,
     translation,
 )
@@ -235,6 +237,25 @@ def test_a_training_step_learns():
     assert loss() < before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert step.parameters == harness.count_parameters(model)
+
+
+def test_losses_add_up_alike_with_and_without_strips():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
+    labels[1, 3:] = -100
+    torch.testing.assert_close(peers.in_strips(logits, labels), peers.cross_entropy(logits, labels))
+
+
+def test_each_placement_of_dropout_is_trained_and_written_down(monkeypatch, tmp_path):
+    monkeypatch.setattr(dropout, "T", 8)
+    monkeypatch.setattr(dropout, "BYTES", 3000)
+    dropout.main(["--steps", "50", "--seeds", "2", "--json", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [(row["seed"], row["place"]) for row in found["rows"]] == [
+        (seed, place) for seed in range(2) for place in dropout.PLACES
+    ]
+    assert all(0 < row["validation_loss"] < 6 for row in found["rows"])
+    assert len({row["validation_loss"] for row in found["rows"]}) == 6
 
 
 def test_a_model_that_sees_what_it_predicts_is_refused():
