@@ -28,14 +28,14 @@ from benchmarks.harness import Row, Setting, as_dicts, run_suite, standing  # no
 from transformer_lib.devices import PRECISIONS, measured_peak  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = {  # seconds for each, ten minutes and a half in all
-    "attention": 90,
-    "growth": 40,
-    "multihead": 50,
-    "translation": 110,
-    "language": 160,
-    "generation": 140,
-    "start": 40,
+SUITES = {  # seconds for each, eight minutes in all
+    "attention": 70,
+    "growth": 30,
+    "multihead": 40,
+    "translation": 90,
+    "language": 130,
+    "generation": 90,
+    "start": 30,
 }
 PACKAGES = (
     "torch", "executable-transformer", "transformers", "x-transformers", "litgpt", "numpy",
