@@ -76,8 +76,13 @@ def test_multi30k_recipes_translate_from_the_first_language_to_the_second(
 ):
     asked = []
     monkeypatch.setattr(training._datasets, "multi30k", lambda *of: asked.append(of))
-    training._multi30k(source, target, n_steps=500, dropout=0.1).pairs("val")
+    sizes = {"vocab_size": 400, "max_tokens": 500, "width": 8, "dropout": 0.1}
+    recipe = training._multi30k(source, target, **sizes, n_steps=500, warmup=7)
+    recipe.pairs("val")
     assert asked == [(source, target, "val")]
+    assert (recipe.vocab_size, recipe.max_tokens) == (400, 500)
+    assert (recipe.model["d_model"], recipe.model["dropout"]) == (8, 0.1)
+    assert (recipe.training.n_steps, recipe.training.warmup) == (500, 7)
     assert RECIPES[f"multi30k-{source}-{target}"].pairs.args == (source, target)
 
 

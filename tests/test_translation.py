@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from transformer_lib import translation
+from transformer_lib import training, translation
 from transformer_lib.attention import padding_mask
 from transformer_lib.checkpoints import CheckpointError, read_records
 from transformer_lib.datasets import multi30k
@@ -537,12 +537,19 @@ def test_a_record_says_how_the_model_was_made(run, record):
     weights = run / "export" / "model.safetensors"
     assert found["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert found["recipe"] == "multi30k-de-en"
-    assert found["command"] == "python -m transformer_lib.training multi30k-de-en"
+    command, others = found["command"].split("  # and ")
+    module, *options = command.removeprefix("python -m ").split()
+    assert module == "transformer_lib.training" and options.pop(0) == "multi30k-de-en"
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    wanted = {"--n-steps": "23", "--learning-rate": "0.01", "--save-every": "10"}
+    assert given == wanted | {"--warmup": "0", "--validate-every": "10"}
+    assert others == "schedule = inverse_sqrt, smoothing = 0.0, average = 0.9"
     translator = Translator.load(run / "export")
     assert found["parameters"] == sum(p.numel() for p in translator.model.parameters())
     assert found["model"] == dataclasses.asdict(translator.model.config)
     assert found["training"]["n_steps"] == found["steps"] == 23
     assert found["precision"] in ("fp32", "bf16", "fp16")
+    assert found["best_step"] in (10, 20, 23)
     records = read_records(run / "log.jsonl")
     steps = [r for r in records if "loss" in r]
     assert found["target_tokens"] == sum(r["tokens"] for r in steps)
@@ -659,11 +666,23 @@ def test_shipped_weights_are_small_and_those_that_were_scored(name):
     assert found["model"] == dataclasses.asdict(translator.model.config)
 
 
+def test_switches_and_words_of_a_command_are_told_as_they_are_given():
+    own = json.loads(json.dumps(dataclasses.asdict(RECIPES["multi30k-de-en"].training)))
+    changes = {"compile": True, "precision": "bf16", "seed": 3}
+    told = translation._options("multi30k-de-en", {"training": own | changes})
+    assert told == " --seed 3 --precision bf16 --compile"
+    assert translation._options("multi30k-de-en", {"training": own}) == ""
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_recorded_command_is_that_of_the_recorded_training(name):
     found, recipe = recorded(name), RECIPES[name]
     assert found["recipe"] == name
-    assert found["training"] == json.loads(json.dumps(dataclasses.asdict(recipe.training)))
+    command, *options = found["command"].removeprefix("python -m transformer_lib.training ").split()
+    given = vars(training._parser().parse_args([command, *options]))
+    names = [f.name for f in dataclasses.fields(recipe.training) if given.get(f.name) is not None]
+    asked = dataclasses.replace(recipe.training, **{name: given[name] for name in names})
+    assert found["training"] == json.loads(json.dumps(dataclasses.asdict(asked)))
     model = {key: found["model"][key] for key in recipe.model}
     assert model == dict(recipe.model)
 

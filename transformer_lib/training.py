@@ -72,20 +72,23 @@ def _number_names(split: str) -> list[tuple[str, str]]:
     return _datasets.number_names("en", "de", learned if split == "train" else held)
 
 
-def _multi30k(source: str, target: str, n_steps: int, dropout: float) -> Recipe:
-    """Sizes after Transformer-Tiny of Wu et al. (2021); fewer tokens, and a faster schedule."""
+def _multi30k(
+    source: str, target: str, *, vocab_size: int, max_tokens: int, width: int, dropout: float,
+    **training: Any,
+) -> Recipe:  # fmt: skip
+    """Layers and heads after Transformer-Tiny of Wu et al. (2021), and a faster schedule."""
     return Recipe(
-        about=f"Multi30k, {source} to {target}: 4 + 4 layers of width 128",
+        about=f"Multi30k, {source} to {target}: 4 + 4 layers of width {width}",
         pairs=partial(_datasets.multi30k, source, target),
-        vocab_size=4000,
-        max_tokens=2048,
+        vocab_size=vocab_size,
+        max_tokens=max_tokens,
         model={
-            "d_model": 128, "n_heads": 4, "d_ff": 256, "n_encoder_layers": 4,
+            "d_model": width, "n_heads": 4, "d_ff": 2 * width, "n_encoder_layers": 4,
             "n_decoder_layers": 4, "dropout": dropout, "norm": "pre", "max_len": 256,
         },
         training=TrainingConfig(
-            n_steps=n_steps, learning_rate=3e-3, schedule="linear", warmup=400, smoothing=0.1,
-            average=0.998, validate_every=250, save_every=250,
+            learning_rate=3e-3, schedule="linear", smoothing=0.1, average=0.998, save_every=250,
+            **training,
         ),
     )  # fmt: skip
 
@@ -105,8 +108,14 @@ RECIPES: dict[str, Recipe] = {
             average=0.99, validate_every=200, save_every=100,
         ),
     ),
-    "multi30k-en-de": _multi30k("en", "de", n_steps=12000, dropout=0.25),
-    "multi30k-de-en": _multi30k("de", "en", n_steps=4500, dropout=0.2),
+    "multi30k-en-de": _multi30k(
+        "en", "de", vocab_size=10_000, max_tokens=4096, width=192, dropout=0.35,
+        n_steps=12_000, warmup=600, validate_every=500,
+    ),
+    "multi30k-de-en": _multi30k(
+        "de", "en", vocab_size=4000, max_tokens=2048, width=128, dropout=0.2,
+        n_steps=4500, warmup=400, validate_every=250,
+    ),
 }  # fmt: skip
 
 # %% ../chapters/09_training.ipynb #b79d4ec6

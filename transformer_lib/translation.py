@@ -45,6 +45,7 @@ from .models import Transformer, TransformerConfig
 from .multihead import recording
 from .text import BEGIN, END, PairBatches, Tokenizer, _extra
 from .trainer import LOG
+from .training import _OPTIONS, _SWITCHES, RECIPES
 
 # %% ../chapters/11_translation.ipynb #1657662a
 class Translator:
@@ -251,7 +252,7 @@ def record_scores(run: str | Path, recipe: str, out: str | Path) -> dict[str, An
     """
     run, out = Path(run), Path(out)
     names = recipe.split("-")
-    if names[0] != "multi30k" or len(names) != 3:
+    if names[0] != "multi30k" or recipe not in RECIPES:
         raise ValueError(f"record_scores: recipe must be multi30k-SOURCE-TARGET, got {recipe!r}")
     translator, records = Translator.load(run / "export"), read_records(run / LOG)
     found = _about(recipe, run, translator, records) | {"scores": {}}
@@ -294,7 +295,7 @@ def _about(
     weights = (run / "export" / "model.safetensors").read_bytes()
     return {
         "recipe": recipe,
-        "command": f"python -m transformer_lib.training {recipe}",
+        "command": f"python -m transformer_lib.training {recipe}{_options(recipe, state)}",
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
@@ -308,7 +309,21 @@ def _about(
         "target_tokens": sum(record["tokens"] for record in steps),
         "tokens_per_second": steps[-1]["tokens_per_second"],
         "validation_loss": state["best"][0],
+        "best_step": state["best"][1],
     }
+
+
+def _options(recipe: str, state: dict[str, Any]) -> str:
+    """Give the options of the command by which a training differed from its recipe."""
+    own = json.loads(json.dumps(dataclasses.asdict(RECIPES[recipe].training)))
+    changed = {key: value for key, value in state["training"].items() if value != own[key]}
+    told = ""
+    for key in [key for key in (*_OPTIONS, *_SWITCHES) if key in changed]:
+        value, flag = changed.pop(key), key.replace("_", "-")
+        no = "no-" if value is False else ""
+        told += f" --{no}{flag}" + ("" if isinstance(value, bool) else f" {value}")
+    others = ", ".join(f"{key} = {value}" for key, value in changed.items())
+    return told + (f"  # and {others}" if others else "")
 
 
 def _commit() -> str | None:

@@ -141,4 +141,15 @@ MUTANTS = [
     ("the last validation's step", 'state["best"][0]', 'state["best"][1]'),
     ("an edited tree looks clean", '"--dirty=+", ', ""),
     ("no git, no record", "except (OSError, subprocess.CalledProcessError):", "except OSError:"),
+    # the command
+    ("options are not told", "{recipe}{_options(recipe, state)}", "{recipe}"),
+    (
+        "unknown options are forgotten",
+        'return told + (f"  # and {others}" if others else "")',
+        "return told",
+    ),
+    ("all options are told", "if value != own[key]}", "}"),
+    ("switches get a value", '"" if isinstance(value, bool) else f" {value}"', 'f" {value}"'),
+    ("every switch is off", '"no-" if value is False else ""', '"no-"'),
+    ("flags with underscores", 'key.replace("_", "-")\n        no', "key\n        no"),
 ]
