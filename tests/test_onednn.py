@@ -200,6 +200,8 @@ def test_the_original_stays_as_it_is_and_the_copy_needs_no_gradient():
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in ours.parameters())
     assert not any(isinstance(m, onednn._Linear) for m in model.modules())
+    linears = [type(m) for m in ours.modules() if isinstance(m, nn.Linear)]
+    assert set(linears) == {onednn._PackedLinear}
     for name, value in ours.state_dict().items():
         assert torch.equal(value, before[name])
         assert value.data_ptr() != model.state_dict()[name].data_ptr()
@@ -217,7 +219,7 @@ def test_weights_are_laid_out_once_and_again_when_they_have_changed():
     with torch.no_grad():
         for change in (
             lambda: None,
-            lambda: setattr(ours, "weight", nn.Parameter(torch.randn(7, 5), False)),
+            lambda: setattr(ours, "weight", nn.Linear(5, 7).requires_grad_(False).weight),
             lambda: ours.weight.mul_(2),
             lambda: ours.load_state_dict(nn.Linear(5, 7).state_dict()),
         ):

@@ -565,8 +565,8 @@ def test_a_record_says_how_the_model_was_made(run, record):
 
 def test_spacy_is_used_where_it_is(run, asked, tmp_path, monkeypatch):
     languages = fake_spacy(monkeypatch)
-    found = record_scores(run, "multi30k-fr-de", tmp_path)
-    assert asked == [("fr", "de", "test_2016_flickr")] and languages == ["de", "de"]
+    found = record_scores(run, "multi30k-en-de", tmp_path)
+    assert asked == [("en", "de", "test_2016_flickr")] and languages == ["de", "de"]
     for scores in found["scores"].values():
         assert set(PROTOCOLS) <= scores.keys()
         assert "(de, sacremoses" in scores["moses-lower"]["signature"]
