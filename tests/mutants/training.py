@@ -22,8 +22,8 @@ MUTANTS = [
     ),
     (
         "validated more often than saved",
-        "validate_every=250, save_every=250",
-        "validate_every=125, save_every=250",
+        "warmup=600, validate_every=500",
+        "warmup=600, validate_every=375",
     ),
     (
         "the last exported, not the best",

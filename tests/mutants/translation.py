@@ -120,8 +120,8 @@ MUTANTS = [
     # record_scores
     (
         "recipes of other corpora",
-        'if names[0] != "multi30k" or len(names) != 3:',
-        "if len(names) != 3:",
+        'if names[0] != "multi30k" or recipe not in RECIPES:',
+        "if recipe not in RECIPES:",
     ),
     ("the wrong direction", "multi30k(names[1], names[2],", "multi30k(names[2], names[1],"),
     ("another split", '"test_2016_flickr")', '"val")'),
