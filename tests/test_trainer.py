@@ -189,6 +189,16 @@ def test_half_precision_trains_and_weights_stay_single(precision):
     assert seen[0] != exact.update(next(iter(batches())))["loss"]
 
 
+def test_gradients_are_clipped_and_told_as_they_are_without_the_scale_of_the_loss():
+    records, batch = [], next(iter(batches()))
+    for scale in (1.0, 1024.0):  # a power of two changes no digit
+        trainer = make(max_norm=0.1, dropout=0.0)
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        records.append((trainer.update(batch)["gradient_norm"], weights(trainer)))
+    assert records[0][0] == pytest.approx(records[1][0], rel=1e-6) and records[0][0] > 0.1
+    assert_equal(records[1][1], records[0][1])
+
+
 def test_fp16_leaves_out_a_step_that_overflows_and_lowers_its_scale():
     trainer = make(precision="fp16")
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
