@@ -337,6 +337,13 @@ def whole(tmp_path_factory):
     return folder
 
 
+def test_the_best_validation_so_far_is_known_again(tmp_path):
+    options = {"validate_every": 2, "save_every": 2}
+    first, second = make(tmp_path, **options).fit(4), make(tmp_path, **options)
+    assert second.resume() and math.isfinite(second.best)
+    assert (second.best, second.best_step) == (first.best, first.best_step)
+
+
 @pytest.mark.parametrize("step", [1, 4, 7, 10])
 def test_another_object_goes_on_to_the_bit(step, whole, tmp_path):
     options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
