@@ -507,6 +507,24 @@ def test_one_mask_serves_all_rows():
     assert speculative(model, draft, tokens[:0], max_len=6) == ([], 0.0)
 
 
+def test_a_row_that_has_ended_is_not_written_on():
+    model = make()
+    tokens, mask = inputs(lengths=(5,))
+    options = {"max_len": 12, "sampler": Sampler(top_k=1), "n_guesses": 3}
+    line = speculative(model, model, tokens, mask, end=None, **options)[0][0]
+    passes = []
+    model.output.register_forward_hook(lambda module, args, out: passes.append(out.shape[1]))
+    assert speculative(model, model, tokens, mask, end=line[0], **options)[0] == [[]]
+    assert len(passes) == 3 + 1  # the first round: three guesses, and the pass that scores them
+
+
+def test_a_draft_in_training_guesses_without_dropout():
+    model, draft = make(dropout=0.5), make(dropout=0.5).train()
+    tokens, mask = inputs(lengths=(5,))
+    options = {"max_len": 12, "end": None, "sampler": Sampler(top_k=1)}
+    assert speculative(model, draft, tokens, mask, **options)[1] == 1.0
+
+
 def test_both_models_keep_their_modes():
     model, draft = make(dropout=0.5).train(), make(seed=1, dropout=0.5).train()
     draft.decoder[0].eval()
