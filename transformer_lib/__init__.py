@@ -9,6 +9,7 @@ from .attention import attend, attend_with_weights, causal_mask, padding_mask, t
 from .cost import Cost, cost, decoder_only_cost
 from .layers import (
     DecoderLayer,
+    Dropout,
     EncoderLayer,
     FeedForward,
     LayerCache,
@@ -140,6 +141,7 @@ __all__ = [
     "padding_mask",
     "tiled_attend",
     "DecoderLayer",
+    "Dropout",
     "EncoderLayer",
     "FeedForward",
     "LayerCache",
@@ -227,6 +229,8 @@ __all__ = [
     "speculative",
     "Hypothesis",
     "beam_search",
+    "by_onednn",
+    "packed",
     "PROTOCOLS",
     "Score",
     "Translator",

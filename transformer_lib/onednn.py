@@ -87,11 +87,11 @@ def _replace(model: nn.Module, kind: type[_Linear]) -> None:
 
 
 def by_onednn(model: nn.Module) -> nn.Module:
-    """Let oneDNN compute the linear maps of a model, in training and after, and return the model.
+    """Let oneDNN compute the linear maps of a model, and return the model.
 
-    Parameters, their names and the answers stay what they are, up to rounding. It concerns
-    float32 on a CPU; whatever else the model meets is computed as before. Not twice
-    differentiable.
+    Parameters, their names and the answers stay what they are, up to rounding, in training
+    and after. It concerns float32 on a CPU; whatever else the model meets is computed as
+    before. Not twice differentiable.
     """
     _replace(model, _Linear)
     return model
