@@ -1,6 +1,6 @@
 """Where to drop? A small language model, trained with each placement, from several seeds.
 
-python -m benchmarks.dropout --json results/dropout.json      about ten minutes on two cores
+python -m benchmarks.dropout --json results/dropout.json
 """
 
 import argparse
