@@ -9,7 +9,7 @@ ARGS ?=
 TASK := .venv/bin/python tasks.py
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve export chapter lint unit format mutants bench set-repo clean
+.PHONY: help book test serve export chapter lint unit format mutants bench gpu set-repo clean
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -48,6 +48,9 @@ mutants: .venv/installed  ## break the library in many small ways; the tests mus
 
 bench: .venv/installed  ## measure the library against its peers (ARGS="--suite generation")
 	@$(TASK) bench $(ARGS)
+
+gpu: .venv/installed  ## all that needs a GPU, in at most 8 minutes; writes results/gpu-*.json (ARGS="--dry")
+	@$(TASK) gpu $(ARGS)
 
 set-repo: .venv/installed  ## write the repository's address everywhere (URL=https://github.com/...)
 	@$(TASK) set-repo $(URL)

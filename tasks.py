@@ -564,6 +564,12 @@ def bench(*arguments):
     sys.exit(subprocess.run(run, cwd=ROOT, env=environment).returncode)
 
 
+def gpu(*arguments):
+    """Run everything that needs a GPU, or all of it at a tiny size on the CPU."""
+    run = [sys.executable, "-m", "benchmarks.gpu", *arguments]
+    sys.exit(subprocess.run(run, cwd=ROOT).returncode)
+
+
 def repository():
     """The address of the repository, from the one place where it is written."""
     import tomllib  # here, because `install` should be able to say that a Python is too old
@@ -593,7 +599,7 @@ def set_repo(url=""):
 TARGETS = {
     "install": install, "book": book, "test": test, "lint": lint, "unit": unit, "export": export,
     "chapter": chapter, "format": format_files, "serve": serve, "mutants": mutants,
-    "bench": bench, "set-repo": set_repo,
+    "bench": bench, "gpu": gpu, "set-repo": set_repo,
 }  # fmt: skip
 
 if __name__ == "__main__":
