@@ -1,8 +1,10 @@
 """Checkpoints are whole or not there, checked when read, and never executed; kills are real."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import transformer_lib
+from transformer_lib import checkpoints as module
 from transformer_lib.checkpoints import (
     CheckpointError,
     append_record,
@@ -28,6 +31,7 @@ from transformer_lib.checkpoints import (
     forget_records,
     library_versions,
     load_checkpoint,
+    locked_folder,
     newest_good,
     prune,
     read_records,
@@ -219,6 +223,15 @@ def test_versions_name_what_wrote_a_file():
     assert "safetensors" in found
 
 
+def test_load_checkpoint_returns_names_in_one_order_whatever_safetensors_does(
+    tmp_path, monkeypatch
+):
+    path = save(tmp_path, 1)
+    read = module.load
+    monkeypatch.setattr(module, "load", lambda data: dict(reversed(sorted(read(data).items()))))
+    assert [*load_checkpoint(path)[0]["model"]] == ["a.bias", "a.weight"]
+
+
 # damage is noticed
 
 
@@ -240,6 +253,17 @@ def test_a_file_that_is_cut_off_is_refused_by_name(tmp_path, name):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     return save(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.mark.parametrize("at", [0, 0.5, 1])
+@pytest.mark.parametrize("size", [4096, 2**20, 2**24])
+def test_load_checkpoint_hashes_large_files_to_the_last_byte(tmp_path, size, at):
+    path = save_checkpoint(tmp_path, 1, {"model": {"weight": torch.zeros(size // 4)}}, {})
+    flip(path / "model.safetensors", -1 - round(at * (size - 1)))
+    with pytest.raises(CheckpointError, match="model.safetensors.* other bytes than its hash"):
+        load_checkpoint(path)
+    with pytest.warns(UserWarning, match="other bytes"):
+        assert newest_good(tmp_path) is None
 
 
 @given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
@@ -573,6 +597,7 @@ def test_what_json_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
 ROOT = str(Path(transformer_lib.__file__).parent.parent)
 SCRIPT = """
 import json
+import math
 import os
 import random
 import resource
@@ -825,6 +850,91 @@ def test_a_line_that_was_cut_off_is_left_out_and_stays_alone(tmp_path_factory, m
     append_record(log, {"step": 7})
     append_record(log, {"step": 8})
     assert read_records(log) == [*expected, {"step": 7}, {"step": 8}]
+
+
+def test_append_record_writes_json_that_every_reader_accepts(tmp_path):
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    log = tmp_path / "log.jsonl"
+    append_record(log, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.5, "e": 2})
+    found = json.loads(log.read_text(), parse_constant=refuse)
+    assert found == {"a": None, "b": None, "c": None, "d": 1.5, "e": 2}
+
+
+def test_append_record_names_the_file_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    log = tmp_path / "file" / "log.jsonl"
+    with pytest.raises(CheckpointError, match=re.escape(f"cannot write {log}: ")):
+        append_record(log, {"step": 1})
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    log = tmp_path / "log.jsonl"
+    with pytest.raises(CheckpointError, match=re.escape(f"cannot write {log}: No space left")):
+        append_record(log, {"step": 1})
+
+
+# one writer
+
+
+HOLD = """
+import sys
+from transformer_lib.checkpoints import CheckpointError, locked_folder
+try:
+    with locked_folder(sys.argv[1]):
+        print("held", flush=True)
+        sys.stdin.read()
+except CheckpointError as error:
+    print(error, flush=True)
+"""
+
+
+def holder(folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_locked_folder_has_one_writer_until_its_process_dies(tmp_path):
+    folder = tmp_path / "new" / "run"
+    message = f"{folder} is in use by another run; stop it or choose another folder"
+    with holder(folder) as first:
+        assert first.stdout.readline() == "held\n"
+        with holder(folder) as second:
+            assert second.communicate()[0] == f"{message}\n"
+        with pytest.raises(CheckpointError, match=re.escape(message)), locked_folder(folder):
+            pass
+        first.kill()
+        first.wait()
+        with locked_folder(folder), pytest.raises(CheckpointError), locked_folder(folder):
+            pass
+    with pytest.raises(KeyError), locked_folder(folder):
+        raise KeyError
+    with locked_folder(folder):
+        pass
+
+
+def test_locked_folder_goes_without_where_there_are_no_locks(tmp_path, monkeypatch):
+    def unsupported(file, how):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(module.fcntl, "flock", unsupported)
+    with locked_folder(tmp_path), locked_folder(tmp_path):
+        pass
+    monkeypatch.setattr(module, "fcntl", None)
+    with locked_folder(tmp_path), locked_folder(tmp_path):
+        pass
+
+
+def test_locked_folder_says_what_to_do_where_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = f"cannot write {tmp_path / 'file'}: File exists; choose another folder"
+    with pytest.raises(CheckpointError, match=re.escape(message)), locked_folder(tmp_path / "file"):
+        pass
 
 
 def test_zeros_and_broken_characters_are_no_records(tmp_path):

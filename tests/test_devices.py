@@ -5,6 +5,7 @@ Run as a program, this file is two processes that join, and checks what needs tw
 
 import copy
 import os
+import random
 import re
 import signal
 import socket
@@ -644,6 +645,27 @@ def test_a_signal_waits_until_the_step_is_done(handlers, number):
         assert stop.number == 0
 
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_signal_that_would_end_the_process_waits_unless_it_is_ignored_or_handled(name):
+    number, heard = getattr(signal, name), []
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.number == number and signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)  # as nohup does
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.number == 0 and signal.getsignal(number) == signal.SIG_IGN
+        signal.signal(number, lambda n, frame: heard.append(n))
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.number == 0 and heard == [number]
+    finally:
+        signal.signal(number, before)
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_does_not_wait(handlers, second):
     stop = StopRequest()
@@ -790,6 +812,25 @@ def full_state_everywhere(model, optimizer):
             for moment, x in optimizer.state[p].items()
         },
     }
+
+
+def together_moments_are_dealt_out_whatever_order_a_file_gives_to_each_process(place):
+    """safetensors gives names in an order that differs between processes."""
+    bare = transformer()
+    optimizer = adamw(bare)
+    take_steps(bare, optimizer)
+    state = full_state_everywhere(bare, optimizer)
+    shuffled = {}
+    for part, tensors in state.items():
+        names = sorted(tensors)
+        random.Random(place.rank).shuffle(names)
+        shuffled[part] = {name: tensors[name] for name in names}
+    model = spread(transformer(seed=1), place, "fsdp")
+    its = adamw(model)
+    load_full_state(model, its, shuffled)
+    found = full_state(model, its)
+    for part, expected in state.items():
+        assert_same(expected if place.is_first else {}, found[part])
 
 
 def together_each_generator_goes_on_where_it_was(place):

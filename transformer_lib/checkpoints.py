@@ -5,18 +5,20 @@ whole files or none, each with its hash, and nothing that executes when it is re
 
 # %% auto #0
 __all__ = ['write_atomically', 'CheckpointError', 'library_versions', 'save_checkpoint', 'load_checkpoint', 'checkpoints',
-           'newest_good', 'prune', 'append_record', 'read_records', 'forget_records', 'average_checkpoints']
+           'newest_good', 'prune', 'append_record', 'locked_folder', 'read_records', 'forget_records',
+           'average_checkpoints']
 
 # %% ../chapters/09_checkpoints.ipynb #a472f9c9
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,11 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 # %% ../chapters/09_checkpoints.ipynb #f9c1cabd
 def _sync(path: Path) -> None:
@@ -102,8 +109,8 @@ class CheckpointError(RuntimeError):
 
 def library_versions() -> dict[str, str]:
     """Say what wrote a file: Python, torch, safetensors and this library."""
-    found = {"python": platform.python_version()}
-    for name in ("torch", "safetensors", "executable-transformer"):
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("safetensors", "executable-transformer"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
@@ -210,7 +217,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
     """Read what `save_checkpoint` wrote; nothing in it is executed.
 
     Returns:
-        The tensors by file and name, on the CPU, and the state.
+        The tensors by file and name, on the CPU, names in sorted order, and the state.
 
     Raises:
         CheckpointError: if a file is missing, cut off, or not the one that was written.
@@ -220,7 +227,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, Tensor]], dic
     for name, made in record["files"].items():
         data = _content(path / name, made)
         try:
-            tensors[name.removesuffix(_ENDING)] = load(data)
+            read = load(data)  # in an order of names that differs from process to process
+            tensors[name.removesuffix(_ENDING)] = dict(sorted(read.items()))
         except SafetensorError as error:
             raise _refusal(path / name, f"no safetensors file, {error}") from error
     return tensors, record["state"]
@@ -271,15 +279,60 @@ def prune(folder: str | Path, keep: Sequence[str | Path], newest: int = 2) -> No
 
 # %% ../chapters/09_checkpoints.ipynb #ad1b89bb
 def append_record(log: str | Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a log, which is made if need be."""
+    """Add one line of JSON to a log, which is created if it is missing.
+
+    JSON has no infinity and no NaN; at the top level they are written as null.
+
+    Raises:
+        CheckpointError: if the log cannot be written; the message names the file.
+    """
     log = Path(log)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a line that a kill cut off stays alone
-                file.write(b"\n")
-        file.write(json.dumps(record).encode() + b"\n")
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    line = json.dumps(finite, allow_nan=False).encode() + b"\n"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a line that a kill cut off stays alone
+                    file.write(b"\n")
+            file.write(line)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {log}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked_folder(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for one writer while the context lasts.
+
+    The operating system releases the lock when the process ends, however it ends. Where there are
+    no such locks (Windows, some network file systems) the folder is not locked.
+
+    Raises:
+        CheckpointError: if another writer holds the folder, or it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {folder}: {error.strerror or error}; choose another folder"
+        ) from error
+    with file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{folder} is in use by another run; stop it or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def read_records(log: str | Path) -> list[dict[str, Any]]:

@@ -210,8 +210,18 @@ MUTANTS = [
         "            if self.number:\n                raise KeyboardInterrupt\n",
         "",
     ),
-    ("a polite kill not heard", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGINT,)"),
-    ("Ctrl-C not heard", "(signal.SIGINT, signal.SIGTERM)", "(signal.SIGTERM,)"),
+    ("a polite kill not heard", "[signal.SIGINT, signal.SIGTERM]", "[signal.SIGINT]"),
+    (
+        "a signal heard that is ignored",
+        "if number and signal.getsignal(number) == signal.SIG_DFL",
+        "if number",
+    ),
+    (
+        "moments in the order of the file",
+        "in sorted(moments[name].items())",
+        "in moments[name].items()",
+    ),
+    ("Ctrl-C not heard", "[signal.SIGINT, signal.SIGTERM]", "[signal.SIGTERM]"),
     ("handlers not put back", "signal.signal(number, handler or signal.SIG_DFL)", "pass"),
     (
         "default handlers put back",
