@@ -197,6 +197,17 @@ def test_any_score_can_replace_the_dot_product(way, mask):
     torch.testing.assert_close(way(query, key, value, mask[:, 0], score=score), weights @ value)
 
 
+@WAYS
+@pytest.mark.plain  # nothing compiles through the checks of signatures
+def test_attention_compiled_has_the_gradients_of_eager_attention(way, qkv):
+    compiled = torch.compile(way, backend="eager")
+    for ours, theirs in zip(
+        gradients(compiled, qkv, causal=True), gradients(way, qkv, causal=True), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+        assert theirs.any()
+
+
 # properties
 
 
@@ -274,6 +285,65 @@ def test_large_scores_in_half_precision_do_not_overflow(way):
     key = torch.cat([query[:, :1], -query[:, :1]], dim=1)
     value = torch.tensor([[[1.0], [2.0]]], dtype=torch.float16)
     assert way(query, key, value).tolist() == [[[1.0], [1.0]]]
+
+
+BY_BIAS = pytest.mark.parametrize("way", [explicit, attend, fused])
+
+
+@WAYS
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_in_float16_stays_finite_where_a_dot_product_would_overflow(way, autocast):
+    """400 · 400 · 8 / √8 = 452,548 is above 65,504, the largest number of float16."""
+    signs = torch.ones(1, 2, 8)
+    signs[:, 1] = -1
+    value = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0)).half()
+    dtype = torch.float32 if autocast else torch.float16
+    inputs = [x.to(dtype).requires_grad_() for x in (400 * signs, 400 * signs, value)]
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        out = way(*inputs)
+    out.float().square().sum().backward()
+    assert out.dtype == torch.float16 and torch.equal(out, value)
+    assert all(x.grad.isfinite().all() for x in inputs)
+
+
+def test_attend_with_weights_in_float16_returns_finite_weights_of_its_own_dtype():
+    query = torch.full((2, 8), 400.0, dtype=torch.float16)
+    out, weights = attend_with_weights(query, query, query, bias=torch.zeros(2, 2))
+    assert out.dtype == weights.dtype == torch.float16
+    assert torch.equal(weights, torch.full((2, 2), 0.5, dtype=torch.float16))
+
+
+@BY_BIAS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attention_accepts_a_bias_of_any_floating_point_dtype(way, qkv, dtype):
+    inputs, bias = [x.float() for x in qkv], torch.arange(T * S).view(T, S) / 8
+    out = way(*inputs, bias=bias.to(dtype))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, way(*inputs, bias=bias))
+
+
+@WAYS
+def test_attention_under_autocast_casts_its_inputs_first(way, qkv):
+    query, key, value = qkv[0].float(), qkv[1].bfloat16(), qkv[2].float()
+    expected = way(query.bfloat16(), key, value.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = way(query, key, value)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, expected, rtol=0, atol=0.05)
+
+
+@WAYS
+def test_attention_over_heads_of_width_zero_averages_the_values(way, qkv):
+    query, key = (x[..., :0].detach().requires_grad_() for x in qkv[:2])
+    out = way(query, key, qkv[2])
+    torch.testing.assert_close(out, qkv[2].mean(-2, keepdim=True).expand(B, H, T, Kv))
+    out.sum().backward()
+    assert query.grad.shape == query.shape and key.grad.shape == key.shape
+
+
+@WAYS
+def test_attention_over_values_of_width_zero_returns_width_zero(way, qkv):
+    assert way(*qkv[:2], qkv[2][..., :0]).shape == (B, H, T, 0)
 
 
 def test_a_long_running_sum_in_half_precision_does_not_stall():
@@ -372,6 +442,56 @@ def test_shapes_that_do_not_belong_together_are_refused(way, qkv):
         way(query[:1], key, value)
     with pytest.raises(ValueError, match="share their leading axes"):
         way(query[0, 0, 0], key[0, 0, 0], value[0, 0, 0])
+
+
+@pytest.mark.bad_input
+@WAYS
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
+def test_attention_refuses_mixed_dtypes(way, qkv, which, dtype):
+    dtypes = [torch.float64] * 3
+    dtypes[which] = dtype
+    message = (
+        "query, key and value must have the same floating-point dtype, "
+        f"got {dtypes[0]}, {dtypes[1]} and {dtypes[2]}"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        way(*(x.to(d) for x, d in zip(qkv, dtypes, strict=True)))
+
+
+@pytest.mark.bad_input
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_attention_refuses_what_is_not_floating_point(way, qkv, dtype):
+    with pytest.raises(ValueError, match=f"the same floating-point dtype, got {dtype}, {dtype}"):
+        way(*(x.to(dtype) for x in qkv))
+
+
+@pytest.mark.bad_input
+@WAYS
+@pytest.mark.parametrize("what", ["key", "value", "mask"])
+def test_attention_refuses_mixed_devices(way, qkv, what):
+    given = dict(zip(("query", "key", "value"), qkv, strict=True))
+    given["mask"] = torch.ones(T, S, dtype=torch.bool)
+    given[what] = given[what].to("meta")
+    message = f"{what} must be on the query's device cpu, got meta"
+    with pytest.raises(ValueError, match=message):
+        way(*given.values())
+
+
+@pytest.mark.bad_input
+@BY_BIAS
+def test_attention_refuses_a_bias_on_another_device(way, qkv):
+    with pytest.raises(ValueError, match="bias must be on the query's device cpu, got meta"):
+        way(*qkv, bias=torch.ones(T, S, device="meta"))
+
+
+@pytest.mark.bad_input
+@WAYS
+def test_attention_refuses_queries_and_keys_of_different_widths(way, qkv):
+    message = f"query and key must have the same width, got {K} and {K - 1}"
+    with pytest.raises(ValueError, match=message):
+        way(qkv[0], qkv[1][..., 1:], qkv[2])
 
 
 @pytest.mark.bad_input

@@ -631,6 +631,25 @@ def test_a_layer_used_twice_is_recorded_once_with_its_latest_weights():
 
 
 @GROUPS
+@pytest.mark.parametrize("n_queries", [T, 1])
+@pytest.mark.parametrize("autocast", [False, True])
+@torch.no_grad()
+def test_recording_in_float16_leaves_large_outputs_finite(n_kv_heads, n_queries, autocast):
+    attention, x = layer(n_kv_heads), normal(B, n_queries, D)
+    attention.in_proj.weight[: 2 * D] *= 100  # scores of some 10,000 times the usual ones
+    if not autocast:
+        attention, x = attention.half(), x.half()
+    else:
+        attention, x = attention.float(), x.float()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        expected = attention(x)
+        with recording(attention) as seen:
+            watched = attention(x)
+    assert expected.isfinite().all() and seen[""].isfinite().all()
+    torch.testing.assert_close(watched, expected, rtol=0, atol=0.02)
+
+
+@GROUPS
 @torch.no_grad()
 def test_autocast_works_with_masks_positions_and_a_cache(n_kv_heads):
     attention, x = layer(n_kv_heads, positions=Sloping()).float(), normal(B, T, D).float()
@@ -774,6 +793,28 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(arguments, message)
 def test_inputs_of_the_wrong_shape_are_refused(shapes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         layer()(*[normal(*shape) for shape in shapes])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [H, 2])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_multi_head_attention_refuses_mixed_dtypes_and_devices(which, n_kv_heads, watched):
+    attention, name = layer(n_kv_heads), ("query", "key", "value")[which]
+    if watched:
+        attention.weights.register_forward_hook(lambda *_: None)
+    inputs = [normal(B, n, D) for n in (T, S, S)]
+    for dtype in (torch.float16, torch.float32, torch.int64):
+        given = [x.to(dtype) if i == which else x for i, x in enumerate(inputs)]
+        message = f"{name} must have the dtype of the weights, torch.float64, got {dtype}"
+        with pytest.raises(ValueError, match=message):
+            attention(*given)
+    if which:
+        given = [x.to("meta") if i == which else x for i, x in enumerate(inputs)]
+        with pytest.raises(ValueError, match=f"{name} must be on the query's device cpu, got meta"):
+            attention(*given)
+    with pytest.raises(ValueError, match="mask must be on the query's device cpu, got meta"):
+        attention(*inputs, mask=torch.ones(T, S, dtype=torch.bool, device="meta"))
 
 
 @pytest.mark.bad_input

@@ -8,6 +8,7 @@ __all__ = ['causal_mask', 'padding_mask', 'attend_with_weights', 'attend', 'tile
 # %% ../chapters/03_attention.ipynb #6bf1d42b
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -76,29 +77,44 @@ def _check(
     mask: Tensor | None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
+    dot_products: bool = True,
 ) -> None:
     """Refuse what would otherwise be broadcast in silence or fail deep inside a product."""
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if min(query.dim(), key.dim(), value.dim()) < 2 or not (
-        query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
-    ):
+    if not (query.is_floating_point() and query.dtype == key.dtype == value.dtype):
         raise ValueError(
-            f"{name}: query, key and value must share their leading axes, got {shapes}"
+            f"{name}: query, key and value must have the same floating-point dtype, "
+            f"got {query.dtype}, {key.dtype} and {value.dtype}"
         )
-    if key.shape[-2] != value.shape[-2]:
-        raise ValueError(f"{name}: there must be one value for each key, got {shapes}")
+    device = query.device
+    for what, other in (("key", key), ("value", value), ("mask", mask), ("bias", bias)):
+        if other is not None and other.device != device:
+            raise ValueError(
+                f"{name}: {what} must be on the query's device {device}, got {other.device}"
+            )
+    q, k, v = query.shape, key.shape, value.shape
+    if min(len(q), len(k), len(v)) < 2 or not q[:-2] == k[:-2] == v[:-2]:
+        raise ValueError(
+            f"{name}: query, key and value must share their leading axes, "
+            f"got {tuple(q)}, {tuple(k)} and {tuple(v)}"
+        )
+    if dot_products and q[-1] != k[-1]:
+        raise ValueError(f"{name}: query and key must have the same width, got {q[-1]} and {k[-1]}")
+    if k[-2] != v[-2]:
+        raise ValueError(
+            f"{name}: there must be one value for each key, got {v[-2]} values and {k[-2]} keys"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"{name}: dropout must be at least 0 and below 1, got {dropout}")
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"{name}: mask must be boolean, True = may attend, got {mask.dtype}")
     if bias is not None and not bias.is_floating_point():
         raise ValueError(f"{name}: bias must be a floating-point tensor, got {bias.dtype}")
-    scores = (*query.shape[:-1], key.shape[-2])
+    scores = (*q[:-1], k[-2])
     for what, given in (("mask", mask), ("bias", bias)):
         if given is None or tuple(given.shape) == scores[-2:]:
             continue
         fits = given.dim() == len(scores) and given.shape[-1] == scores[-1]
-        if not (fits and all(n in (1, m) for n, m in zip(given.shape, scores, strict=True))):
+        if not (fits and all(given.shape[i] in (1, scores[i]) for i in range(len(scores)))):
             raise ValueError(
                 f"{name}: {what} must have shape {scores[-2:]}, or that of the scores {scores} "
                 f"with any axis but the last of size 1, got {tuple(given.shape)}"
@@ -113,6 +129,27 @@ def _visible(
         return mask
     earlier = causal_mask(n_queries, n_keys, device=device)
     return earlier if mask is None else mask & earlier
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast narrows to on this device, None where it is off."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def _as_autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Cast as autocast does for torch's own attention function: all but float64, to one dtype."""
+    dtype = _autocast_dtype(inputs[0].device)
+    if dtype is None:
+        return inputs
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in inputs)
+
+
+def _full_range(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep autocast from computing scores in float16, which ends at 65,504."""
+    narrow = _autocast_dtype(device) == torch.float16
+    return torch.autocast(device.type, enabled=False) if narrow else nullcontext()
 
 # %% ../chapters/03_attention.ipynb #b9836c47
 def attend_with_weights(
@@ -129,28 +166,36 @@ def attend_with_weights(
 ) -> tuple[Float[Tensor, "*batch T Kv"], Float[Tensor, "*batch T S"]]:
     """Mix the values by how well their keys match each query, and return the proportions too.
 
-    Vaswani et al. (2017), Eq. 1 (Section 3.2.1). The weights are those that mixed
-    the values: after dropout.
+    Vaswani et al. (2017), Eq. 1. The weights are those that mixed the values: after dropout.
 
     Args:
-        query, key, value: what a position looks for, is found by, and hands over.
+        query, key, value: what a position looks for, is found by, and hands over; of one dtype.
         mask: True = may attend; (T, S), or the axes of the scores, each of its size or 1.
         causal: keep queries, aligned with the last keys, from seeing later ones.
         score: (query, key) -> scores; None means dot products times `scale`.
         bias: added to the scores before the softmax; shaped as a mask may be.
         scale: None means 1/sqrt(Kq).
         dropout: probability of dropping each weight, applied whenever above 0.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit, or the mask is not boolean.
     """
-    _check("attend_with_weights", query, key, value, mask, bias, dropout)
+    query, key, value = _as_autocast(query, key, value)
+    _check("attend_with_weights", query, key, value, mask, bias, dropout, score is None)
     if score is not None and scale is not None:
         raise ValueError(
             "attend_with_weights: scale belongs to the default score, "
             f"got scale={scale} and a score"
         )
-    scores = scaled_dot_score(query, key, scale=scale) if score is None else score(query, key)
+    if score is None:
+        wide = torch.promote_types(query.dtype, torch.float32)  # float16 overflows above 65,504
+        with _full_range(query.device):
+            scores = scaled_dot_score(query.to(wide), key.to(wide), scale=scale)
+    else:
+        scores = score(query, key)
     scores = scores if bias is None else scores + bias.to(scores.dtype)  # (*batch, T, S)
     visible = _visible(mask, causal, scores.shape[-2], scores.shape[-1], scores.device)
-    weights = masked_softmax(scores, visible)
+    weights = masked_softmax(scores, visible).to(value.dtype)
     weights = F.dropout(weights, dropout) if dropout else weights
     return weights @ value, weights  # (*batch, T, Kv), (*batch, T, S)
 
@@ -205,7 +250,7 @@ def attend(
         One mixture per query; zeros for a query that may attend to nothing.
 
     Raises:
-        ValueError: if shapes do not fit, or the mask is not boolean.
+        ValueError: if shapes, dtypes or devices do not fit, or the mask is not boolean.
     """
     if score is not None:
         return attend_with_weights(
@@ -219,16 +264,13 @@ def attend(
             scale=scale,
             dropout=dropout,
         )[0]
+    query, key, value = _as_autocast(query, key, value)
     _check("attend", query, key, value, mask, bias, dropout)
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            "attend: query and key must have the same width, "
-            f"got {query.shape[-1]} and {key.shape[-1]}"
-        )
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     few = query.device.type == "cpu" and 1 < n_queries and n_queries * n_keys <= _FEW
     if few and bias is None and not torch.compiler.is_compiling():
-        return _attend_to_few(query, key, value, mask, causal, scale, dropout)
+        with _full_range(query.device):
+            return _attend_to_few(query, key, value, mask, causal, scale, dropout)
     options: dict[str, Any] = {"scale": scale, "dropout_p": dropout}
     if causal and mask is None and bias is None and n_queries == n_keys:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
@@ -245,10 +287,11 @@ def _tiles(
     """Yield, block by block of keys: where it lies, its scores, its keys and its values."""
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     own = torch.arange(n_keys - n_queries, n_keys, device=query.device)[:, None]  # (T, 1)
+    scale = math.sqrt(max(query.shape[-1], 1))
     for start in range(0, n_keys, block):
         place = slice(start, min(start + block, n_keys))
         keys, values = key[..., place, :].to(query.dtype), value[..., place, :].to(query.dtype)
-        scores = query @ keys.mT / math.sqrt(query.shape[-1])  # (*batch, T, block)
+        scores = query @ keys.mT / scale  # (*batch, T, block)
         if mask is not None:
             scores = scores.masked_fill(~mask[..., place], -math.inf)
         if causal:
@@ -291,7 +334,7 @@ class _TiledAttention(torch.autograd.Function):
         pull = (grad * output).sum(-1, keepdim=True)  # (*batch, T, 1)
         for place, scores, keys, values in _tiles(q, key, value, mask, ctx.causal, ctx.block):
             weights = (scores - log_total).exp()
-            grad_scores = weights * (grad @ values.mT - pull) / math.sqrt(q.shape[-1])
+            grad_scores = weights * (grad @ values.mT - pull) / math.sqrt(max(q.shape[-1], 1))
             grad_query += grad_scores @ keys
             grad_key[..., place, :] = (grad_scores.mT @ q).to(key.dtype)
             grad_value[..., place, :] = (weights.mT @ grad).to(value.dtype)
@@ -317,14 +360,12 @@ def tiled_attend(
         block: number of keys whose scores exist at once, at least 1.
 
     Raises:
-        ValueError: if shapes do not fit, the mask is not boolean, or block is below 1.
+        ValueError: if shapes, dtypes or devices do not fit, the mask is not boolean, or block is
+            below 1.
     """
+    query, key, value = _as_autocast(query, key, value)
     _check("tiled_attend", query, key, value, mask)
-    if query.shape[-1] != key.shape[-1]:
-        raise ValueError(
-            "tiled_attend: query and key must have the same width, "
-            f"got {query.shape[-1]} and {key.shape[-1]}"
-        )
     if block < 1:
         raise ValueError(f"tiled_attend: block must be at least 1, got {block}")
-    return _TiledAttention.apply(query, key, value, mask, causal, block)
+    with _full_range(query.device):
+        return _TiledAttention.apply(query, key, value, mask, causal, block)

@@ -230,11 +230,24 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("MultiHeadAttention: a value needs its key, got value without key")
         if key is not None and self.positions is not None:
             raise ValueError("MultiHeadAttention: positions are for self-attention, got a key too")
+        dtype = self.out_proj.weight.dtype
         for name, x in (("query", query), ("key", key), ("value", value)):
-            if x is not None and (x.dim() != 3 or x.shape[-1] != self.d_model):
+            if x is None:
+                continue
+            if x.dim() != 3 or x.shape[-1] != self.d_model:
                 raise ValueError(
                     f"MultiHeadAttention: {name} must have shape (batch, length, d_model = "
                     f"{self.d_model}), got {tuple(x.shape)}"
+                )
+            if x.device != query.device:
+                raise ValueError(
+                    f"MultiHeadAttention: {name} must be on the query's device {query.device}, "
+                    f"got {x.device}"
+                )
+            if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+                raise ValueError(
+                    f"MultiHeadAttention: {name} must have the dtype of the weights, {dtype}, "
+                    f"got {x.dtype}"
                 )
 
     def _heads(

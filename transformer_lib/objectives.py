@@ -42,7 +42,7 @@ class _TokenLoss(torch.autograd.Function):
             surprise = -log_shares.gather(-1, label[:, None])[:, 0]
             if smoothing:
                 surprise = (1 - smoothing) * surprise - smoothing * log_shares.mean(dim=-1)
-            loss += surprise.where(counts, 0).sum()
+            loss = loss + surprise.where(counts, 0).sum()
         return loss
 
     @staticmethod

@@ -57,7 +57,7 @@ class _MaskedSoftmax(torch.autograd.Function):
         if mask is not None:
             scores = torch.where(mask, scores, -math.inf)
         nothing = scores.amax(dim, keepdim=True) == -math.inf
-        return scores.softmax(dim).masked_fill_(nothing, 0.0)
+        return torch.where(nothing, 0.0, scores.softmax(dim))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -91,8 +91,8 @@ def masked_softmax(
             raise ValueError(
                 f"masked_softmax: mask must be boolean, True = may attend, got {mask.dtype}"
             )
-        sizes = zip(reversed(mask.shape), reversed(scores.shape), strict=False)
-        if mask.dim() > scores.dim() or any(m not in (1, n) for m, n in sizes):
+        m, n = mask.shape, scores.shape
+        if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):
             raise ValueError(
                 f"masked_softmax: mask must broadcast to the scores' shape {tuple(scores.shape)}, "
                 f"got {tuple(mask.shape)}"

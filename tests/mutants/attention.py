@@ -49,8 +49,8 @@ MUTANTS = [
     ),
     (
         "explicit path forgets scale",
-        "scaled_dot_score(query, key, scale=scale)",
-        "scaled_dot_score(query, key)",
+        ", scale=scale)\n    else:",
+        ")\n    else:",
     ),
     (
         "fused path forgets scale",
@@ -60,7 +60,7 @@ MUTANTS = [
     ("fused path forgets dropout", '{"scale": scale, "dropout_p": dropout}', '{"scale": scale}'),
     (
         "no scale in the tiles",
-        "scores = query @ keys.mT / math.sqrt(query.shape[-1])",
+        "scores = query @ keys.mT / scale",
         "scores = query @ keys.mT",
     ),
     (
@@ -86,7 +86,7 @@ MUTANTS = [
         "output = output / total",
     ),
     ("backward forgets the pull", "(grad @ values.mT - pull)", "(grad @ values.mT)"),
-    ("backward forgets the scale", "- pull) / math.sqrt(q.shape[-1])", "- pull)"),
+    ("backward forgets the scale", "- pull) / math.sqrt(max(q.shape[-1], 1))", "- pull)"),
     (
         "backward keeps one block for queries",
         "grad_query += grad_scores @ keys",
@@ -103,7 +103,7 @@ MUTANTS = [
         "torch.promote_types(query.dtype, torch.float32)  # long sums need the digits\n    scores",
         "query.dtype\n    scores",
     ),
-    ("few: scale forgotten", "key.to(wide), scale=scale)", "key.to(wide))"),
+    ("few: scale forgotten", ", scale=scale)\n    n_queries", ")\n    n_queries"),
     (
         "few: weights are not dropped",
         "    weights = F.dropout(weights, dropout) if dropout else weights\n    mixed",
@@ -134,4 +134,24 @@ MUTANTS = [
     ("few: nearly too many", "n_queries * n_keys <= _FEW", "n_queries * n_keys < _FEW"),
     ("few: one query", "1 < n_queries and ", ""),
     ("few: the bias is forgotten", "if few and bias is None and", "if few and"),
+    (
+        "explicit: float16 overflows",
+        "wide = torch.promote_types(query.dtype, torch.float32)  # float16 overflows above 65,504",
+        "wide = query.dtype",
+    ),
+    (
+        "float16 autocast narrows scores",
+        "narrow = _autocast_dtype(device) == torch.float16",
+        "narrow = False",
+    ),
+    (
+        "mixed dtypes accepted",
+        "query.dtype == key.dtype == value.dtype",
+        "query.dtype == key.dtype",
+    ),
+    (
+        "tiles of width 0 divide by zero",
+        "scale = math.sqrt(max(query.shape[-1], 1))",
+        "scale = math.sqrt(query.shape[-1])",
+    ),
 ]

@@ -23,7 +23,11 @@ MUTANTS = [
         "pull = (grad_loss * counted)",
         "pull = (torch.ones_like(grad_loss) * counted)",
     ),
-    ("only the last strip counts", "            loss += surprise", "            loss = surprise"),
+    (
+        "only the last strip counts",
+        "            loss = loss + surprise",
+        "            loss = surprise",
+    ),
     ("one strip for all", "2**19 // max(1, vocab_size) if on_cpu else n_rows", "n_rows"),
     (
         "token 0 never counts",

@@ -73,23 +73,23 @@ MUTANTS = [
     ),
     (
         "empty rows stay NaN",
-        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
+        "return torch.where(nothing, 0.0, scores.softmax(dim))",
         "return scores.softmax(dim)",
     ),
     (
         "empty rows uniform",
-        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
-        "return scores.softmax(dim).masked_fill_(nothing, 1 / scores.shape[dim])",
+        "return torch.where(nothing, 0.0, scores.softmax(dim))",
+        "return torch.where(nothing, 1 / scores.shape[dim], scores.softmax(dim))",
     ),
     (
         "every NaN swept away",
-        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
+        "return torch.where(nothing, 0.0, scores.softmax(dim))",
         "return scores.softmax(dim).nan_to_num(0.0)",
     ),
     (
         "masked softmax over the wrong axis",
-        "return scores.softmax(dim).masked_fill_(nothing, 0.0)",
-        "return scores.softmax(-2 if scores.dim() > 1 else dim).masked_fill_(nothing, 0.0)",
+        "return torch.where(nothing, 0.0, scores.softmax(dim))",
+        "return torch.where(nothing, 0.0, scores.softmax(-2 if scores.dim() > 1 else dim))",
     ),
     (
         "gradient without the average",
@@ -118,13 +118,13 @@ MUTANTS = [
     ),
     (
         "masks that enlarge the scores accepted",
-        "if mask.dim() > scores.dim() or any(m not in (1, n) for m, n in sizes):",
-        "if any(m not in (1, n) for m, n in sizes):",
+        "if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):",
+        "if any(m[-i] not in (1, n[-i]) for i in range(1, 1 + min(len(m), len(n)))):",
     ),
     (
         "misfitting masks left to torch",
-        "if mask.dim() > scores.dim() or any(m not in (1, n) for m, n in sizes):",
-        "if mask.dim() > scores.dim():",
+        "if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):",
+        "if len(m) > len(n):",
     ),
     (
         "no keys break the masked softmax",
