@@ -14,7 +14,9 @@ import threading
 import time
 import tokenize
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from transformer_lib import datasets
@@ -123,6 +125,42 @@ def test_an_unknown_language_is_refused_by_name():
         want = f"languages of num2words, got {languages[0]!r} and {languages[1]!r}"
         with pytest.raises(ValueError, match=f"number_names: .*{want}"):
             number_names(*languages, numbers=[1])
+
+
+def test_a_language_is_known_by_its_name_or_its_region():
+    assert number_names("en_US", "de", [3]) == [("three", "drei")]
+    for wrong in ("denmark", "DE", "", "e"):  # num2words itself takes "denmark" for German
+        with pytest.raises(ValueError, match="languages of num2words, got "):
+            number_names("en", wrong, [1])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("bad", [None, float("nan"), 1.5, "12", True, b"1"], ids=repr)
+def test_a_number_that_is_no_integer_is_refused_with_its_place(bad):
+    with pytest.raises(
+        ValueError, match=rf"number_names: number 3 must be an integer, got {bad!r}"
+    ):
+        number_names(numbers=[1, 2, 3, bad])
+
+
+@pytest.mark.bad_input
+def test_a_language_that_is_no_string_is_refused():
+    with pytest.raises(ValueError, match="languages of num2words, got 'en' and None"):
+        number_names("en", None)
+
+
+@pytest.mark.parametrize("languages, number", [(("en", "cs"), 10**400), (("ce", "en"), -5)])
+def test_a_number_beyond_a_language_is_refused_with_its_place(languages, number):
+    want = f"cannot write number 1 in '{languages[0]}' and '{languages[1]}'"
+    with pytest.raises(ValueError, match=want):
+        number_names(*languages, numbers=[1, number])
+
+
+@pytest.mark.bad_input  # beartype wants Python's own integers
+def test_numbers_may_be_an_array_or_an_iterator():
+    expected = number_names(numbers=[1, 2])
+    assert number_names(numbers=iter([1, 2])) == expected
+    assert number_names(numbers=np.array([1, 2])) == expected
 
 
 # Python's own source
@@ -292,15 +330,15 @@ def test_progress_is_shown_and_the_downloader_keeps_its_notes_to_itself(
     server, capsys, monkeypatch
 ):
     import pooch
-    import tqdm.auto
+    import tqdm
 
-    class Shown(tqdm.auto.tqdm):
+    class Shown(tqdm.tqdm):
         """A bar that is shown even where TQDM_DISABLE was set before tqdm was imported."""
 
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options | {"disable": False})
 
-    monkeypatch.setattr(tqdm.auto, "tqdm", Shown)
+    monkeypatch.setattr(tqdm, "tqdm", Shown)
     logger, notes = pooch.get_logger(), []
     handler = logging.Handler()
     monkeypatch.setattr(handler, "emit", notes.append)
@@ -333,6 +371,38 @@ datasets.multi30k(split="val")"""
             process.send_signal(signal.SIGKILL)
     assert server.asked == [name] and not (server.cache / name).exists()
     assert multi30k(split="val") == PAIRS
+
+
+OUT_OF_ROOM = OSError(28, "No space left on device", "some/file")
+
+
+@pytest.mark.parametrize("problem", ["a file", "a file in the way", "no room", "not allowed"])
+def test_a_cache_that_cannot_be_used_is_named_with_a_way_out(server, monkeypatch, problem):
+    import pooch
+
+    if problem == "a file":  # where the cache's folder should be
+        server.cache.parent.parent.mkdir(exist_ok=True)
+        server.cache.parent.write_text("a file")
+    elif problem == "a file in the way":
+        server.cache.mkdir(parents=True)
+        (server.cache / "multi30k").write_text("a file")
+    else:
+        error = OUT_OF_ROOM if problem == "no room" else PermissionError(13, "denied", "some/file")
+        monkeypatch.setattr(pooch, "retrieve", Mock(side_effect=error))
+    with pytest.raises(OSError) as told:
+        multi30k(split="val")
+    for part in ("datasets: cannot read or write", "TRANSFORMER_LIB_DATA name a folder that holds "
+                 "multi30k/val.en.gz"):  # fmt: skip
+        assert part in str(told.value)
+    assert "None" not in str(told.value)
+
+
+def test_a_refused_download_says_what_to_do(server):
+    server.behave["multi30k/val.en.gz"] = ["corrupt"]
+    with pytest.raises(
+        ValueError, match="another network, or let TRANSFORMER_LIB_DATA name a folder"
+    ):
+        multi30k(split="val")
 
 
 # The reader's own folder

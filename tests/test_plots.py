@@ -386,6 +386,45 @@ def test_a_missing_extra_says_how_to_get_it():
 # Errors -------------------------------------------------------------------------------------------
 
 
+ODD = ["$$", "$x_1^{2}$", "a_b", "\\frac{", "{}", "_mine", "$", "^"]
+
+
+def shown_by(draw):
+    """The text of every label that a helper draws; drawing must not fail."""
+    axes = np.atleast_1d(draw())
+    axes[0].figure.canvas.draw()
+    return [t.get_text() for ax in axes for t in [*ax.get_yticklabels(), *ax.get_xticklabels()]]
+
+
+@pytest.mark.parametrize(
+    "form", [list, tuple, pytest.param(np.array, marks=pytest.mark.bad_input, id="array")]
+)
+def test_labels_are_shown_as_they_are_by_every_helper(form):
+    names, square = form(ODD), torch.eye(len(ODD))
+    axis = {"row_name": "row", "column_name": "column"}
+    for draw in (
+        lambda: attention_heatmap(square, names, names),
+        lambda: matrix_plot(square, names, names, **axis),
+        lambda: head_grid(square[None], names, names),
+    ):
+        assert shown_by(draw) == ODD * 2
+    ticks = attention_heatmap(square, names, names).get_yticklabels()
+    assert not any(tick.get_parse_math() for tick in ticks)
+
+
+def test_names_of_runs_are_shown_as_they_are():
+    ax = training_curves({name: [1.0, 2.0] for name in ODD[:6]})
+    ax.figure.canvas.draw()
+    assert labels_of_legend(ax) == ODD[:6]
+    assert not any(text.get_parse_math() for text in ax.get_legend().get_texts())
+
+
+def test_runs_drawn_on_the_axes_of_others_join_their_legend():
+    ax = training_curves({"_first": [1.0, 2.0]})
+    training_curves({"second": [2.0, 1.0]}, ax=ax)
+    assert labels_of_legend(ax) == ["_first", "second"]
+
+
 def test_labels_that_do_not_fit_are_refused_with_both_numbers():
     with pytest.raises(
         ValueError,

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import types
+import unicodedata
 from importlib.resources import files
 from pathlib import Path
 
@@ -171,19 +172,82 @@ def test_a_text_that_is_too_long_is_named(random_translator, tokenizer):
     while len(tokenizer.encode(fits)) > 39:
         fits = fits[:-1]
     assert len(tokenizer.encode(fits)) == 39 and len(random_translator([fits], beam=1)) == 1
-    with pytest.raises(ValueError, match="Translator: a text must have fewer than 40 tokens, got "):
-        random_translator(["wer ?", fits + "x"])
-    with pytest.raises(ValueError, match=r"got 40 in text 1$"):
+    with pytest.raises(
+        ValueError, match="Translator: text 1 must have fewer than 40 tokens, got 40; split it"
+    ):
         random_translator(["wer ?", fits + "x"])
     with pytest.raises(ValueError, match="max_tokens = 3, specials counted"):
         random_translator(["der Hund schläft ."], max_tokens=3)
 
 
 def test_one_text_instead_of_many_is_refused(random_translator):
-    with pytest.raises(ValueError, match="Translator: texts must be a list of texts, got 'wer"):
+    with pytest.raises(ValueError, match="Translator: texts must be a list of strings, got 'wer"):
         random_translator("wer schläft ?")
     with pytest.raises(ValueError, match="beam must be at least 1, got 0"):
         random_translator(["wer schläft ?"], beam=0)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("bad", [None, float("nan"), b"wer", 7, ["wer"]], ids=repr)
+def test_a_missing_text_is_refused_with_its_number(random_translator, bad):
+    with pytest.raises(ValueError, match="Translator: text 2 must be a string, got "):
+        random_translator(["wer ?", "wer ?", bad])
+    with pytest.raises(ValueError, match="alignment: text 1 must be a string, got "):
+        random_translator.alignment("wer ?", bad)
+    for sides, name in (
+        (([bad], ["a"]), "hypothesis 0"),
+        ((["a", "b"], ["a", bad]), "reference 1"),
+    ):
+        with pytest.raises(ValueError, match=f"score: {name} must be a string, got "):
+            score(*sides)
+
+
+def test_half_a_character_is_refused_with_the_number_of_its_text(random_translator):
+    with pytest.raises(ValueError, match="Translator: text 1 must hold whole characters"):
+        random_translator(["wer ?", "\ud800"])
+    with pytest.raises(ValueError, match="score: hypothesis 1 must hold whole characters"):
+        score(["a", "\ud800"], ["a", "b"])
+
+
+def test_texts_may_be_any_iterable_of_strings(random_translator):
+    pd = pytest.importorskip("pandas")
+    texts = ["der Hund schläft .", "  ", "wer ?"]
+    expected = random_translator(texts, beam=1)
+    assert expected[1] == "" != expected[0]
+    column = pd.Series(texts, index=[2, 0, 9])
+    for form in (tuple(texts), iter(texts), column):
+        assert random_translator(form, beam=1) == expected
+    signed = score(["a b c d e"], ["a b c d f"])
+    for form in (iter, tuple, pd.Series):
+        assert score(form(["a b c d e"]), form(["a b c d f"])) == signed
+
+
+LOOK_ALIKE = {
+    "NFD": lambda text: unicodedata.normalize("NFD", text),
+    "no-break space": lambda text: text.replace(" ", "\u00a0"),
+    "thin and ideographic space": lambda text: text.replace(" ", "\u2009", 1).replace(
+        " ", "\u3000"
+    ),
+    "soft hyphen": lambda text: text.replace("ä", "\u00ad" + "ä"),
+    "byte order mark": lambda text: "\ufeff" + text,
+    "line break": lambda text: text.replace(" ", "\n", 1),
+}
+
+
+@pytest.mark.parametrize("form", LOOK_ALIKE)
+def test_texts_that_look_alike_are_read_alike(random_translator, form):
+    german, english = "der Hund schläft .", "the dög sleeps ."
+    other = [LOOK_ALIKE[form](text) for text in (german, english)]
+    assert other != [german, english]
+    assert random_translator(other[:1], beam=1) == random_translator([german], beam=1)
+    weights, *tokens = random_translator.alignment(*other)
+    expected, *names = random_translator.alignment(german, english)
+    assert tokens == names and torch.equal(weights, expected)
+
+
+@pytest.mark.parametrize("text", ["\u00a0", "\u200b\ufeff", "\u3000\n"])
+def test_what_looks_empty_gives_the_empty_text(random_translator, text):
+    assert random_translator([text], beam=1) == [""]
 
 
 def test_model_and_tokenizer_must_fit(tokenizer):
@@ -462,16 +526,44 @@ def test_tokens_are_scored_without_a_warning(caplog):
 @pytest.mark.parametrize(
     "sides, options, message",
     [
-        ((["a"], ["a", "b"]), {}, "one reference for each hypothesis, got 1 and 2"),
-        (([], []), {}, "one reference for each hypothesis, got 0 and 0"),
-        (("ab", ["a", "b"]), {}, "must be lists of texts, got one text"),
-        ((["a", "b"], "ab"), {}, "must be lists of texts, got one text"),
+        ((["a"], ["a", "b"]), {}, "for each hypothesis, got 1 hypotheses and 2 references"),
+        (([], []), {}, "for each hypothesis, got 0 hypotheses and 0 references"),
+        (("ab", ["a", "b"]), {}, "texts must be a list of strings, got 'ab'"),
+        ((["a", "b"], "ab"), {}, "texts must be a list of strings, got 'ab'"),
         ((["a"], ["a"]), {"protocol": "intl"}, r"one of \('13a', 'moses-lower', .* got 'intl'"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(sides, options, message):
     with pytest.raises(ValueError, match=f"^score: .*{message}"):
         score(*sides, **options)
+
+
+@pytest.mark.parametrize("language", ["klingon", "da", "", "english"])
+def test_a_language_that_moses_does_not_know_is_refused(language):
+    with pytest.raises(
+        ValueError, match=rf"language must be one of \[.*'de'.*\], got '{language}'"
+    ):
+        score(["a b c d"], ["a b c d"], protocol="moses-lower", language=language)
+
+
+def test_a_language_that_spacy_does_not_know_is_refused(monkeypatch):
+    def blank(language):
+        raise ImportError(f"[E048] Can't import language {language}")
+
+    monkeypatch.setitem(sys.modules, "spacy", types.SimpleNamespace(blank=blank, __version__="0"))
+    with pytest.raises(ValueError, match="score: spaCy cannot tokenize language 'klingon': .*E048"):
+        score(["a"], ["a"], protocol="spacy-lower", language="klingon")
+
+
+@pytest.mark.parametrize("protocol", ["13a", "moses-lower"])
+@pytest.mark.parametrize(
+    "text", ["今天天气很好我们去公园玩", "今日は天気がいいです。", "วันนี้อากาศดีมาก"]
+)
+def test_text_without_spaces_is_refused_and_with_spaces_scored(protocol, text):
+    with pytest.raises(ValueError, match=f"score: '{protocol}' separates words at spaces"):
+        score([text], [text], protocol=protocol)
+    assert score([" ".join(text)], [" ".join(text)], protocol=protocol).bleu == pytest.approx(100)
+    assert score([f"He said {text[:5]} to us"] * 2, [f"He said {text[:5]} to us"] * 2).bleu > 99
 
 
 # record_scores

@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .text import _extra
 
 # %% ../chapters/08_datasets.ipynb #3baaf87d
@@ -29,14 +31,28 @@ def number_names(
         numbers: which numbers, in this order.
 
     Raises:
-        ValueError: if num2words does not know a language.
+        ValueError: if num2words does not know a language, or cannot write a number in it.
     """
-    write = _extra("num2words").num2words
-    try:
-        return [(write(n, lang=source), write(n, lang=target)) for n in numbers]
-    except NotImplementedError as error:
-        known = "source and target must be languages of num2words"
-        raise ValueError(f"number_names: {known}, got {source!r} and {target!r}") from error
+    package = _extra("num2words")
+    write, known = package.num2words, package.CONVERTER_CLASSES
+    if not all({s, str(s).split("_")[0]} & known.keys() for s in (source, target)):
+        raise ValueError(
+            "number_names: source and target must be languages of num2words, "
+            f"got {source!r} and {target!r}"
+        )
+    pairs = []
+    for i, n in enumerate(numbers):
+        if not isinstance(n, int | np.integer) or isinstance(n, bool):
+            raise ValueError(f"number_names: number {i} must be an integer, got {n!r:.50}")
+        n = int(n)
+        try:
+            pairs.append((write(n, lang=source), write(n, lang=target)))
+        except Exception as error:  # of many kinds: each language has its own code and limits
+            raise ValueError(
+                f"number_names: num2words cannot write number {i} in {source!r} and {target!r}: "
+                f"{error!r:.80}"
+            ) from error
+    return pairs
 
 # %% ../chapters/08_datasets.ipynb #3ca1990e
 _LEFT_OUT = {"__pycache__", "dist-packages", "encodings", "idle_test", "site-packages"}
@@ -111,7 +127,7 @@ def _sha256(path: Path) -> str:
 
 def _download(name: str, path: Path) -> None:
     """Put a file in its place once all its bytes are there and right."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     pooch, requests = _extra("pooch"), _extra("requests")
 
@@ -133,19 +149,36 @@ def _download(name: str, path: Path) -> None:
             pooch.retrieve(place + path.name, _SHA256[name], path.name, path.parent, None, get)
             return
         except ValueError as error:
-            raise ValueError(f"datasets: refused {place}{path.name}: {error}") from error
+            raise ValueError(
+                f"datasets: refused {place}{path.name}: {error}. Try another network, or let "
+                f"TRANSFORMER_LIB_DATA name a folder that holds {name}"
+            ) from error
         except requests.RequestException as error:
             problem = error
             if getattr(error.response, "status_code", None) != 404:
                 break
         finally:
             logger.setLevel(level)
-    fix = f"connect once, or let TRANSFORMER_LIB_DATA name a folder that holds {name}"
-    raise ConnectionError(f"datasets: cannot fetch {name}: {fix} ({problem})") from problem
+    raise ConnectionError(
+        f"datasets: cannot fetch {name}: connect once, or let TRANSFORMER_LIB_DATA name a folder "
+        f"that holds {name} ({problem})"
+    ) from problem
 
 
 def _fetch(name: str) -> bytes:
     """Return a file whose hash is right: from the reader's folder, the cache, or the network."""
+    try:
+        return _read(name)
+    except OSError as error:
+        if error.errno is None:  # one of ours, which says what to do
+            raise
+        raise OSError(
+            f"datasets: cannot read or write {error.filename}: {error.strerror}. Give permission "
+            f"or make room there, or let TRANSFORMER_LIB_DATA name a folder that holds {name}"
+        ) from error
+
+
+def _read(name: str) -> bytes:
     if folder := os.environ.get("TRANSFORMER_LIB_DATA"):
         path = Path(folder).expanduser() / name
         if not path.is_file():
@@ -168,6 +201,7 @@ def multi30k(source: str = "en", target: str = "de", split: str = "train") -> li
 
     Raises:
         ConnectionError: if the files were never fetched, and cannot be now.
+        OSError: if the cache cannot be written, or TRANSFORMER_LIB_DATA lacks a file.
         ValueError: for another language or split, or a file with a wrong byte.
     """
     names = [f"multi30k/{split}.{language}.gz" for language in (source, target)]
@@ -183,6 +217,7 @@ def tiny_shakespeare() -> tuple[str, str]:
 
     Raises:
         ConnectionError: if the file was never fetched, and cannot be now.
+        OSError: if the cache cannot be written, or TRANSFORMER_LIB_DATA lacks the file.
         ValueError: if it has a wrong byte.
     """
     text = _fetch("tinyshakespeare/input.txt").decode()

@@ -122,7 +122,8 @@ def _label(ax, rows, columns, row_name=None, column_name=None):
         if labels is None:
             axis.set_major_locator(plt.MaxNLocator(9, integer=True, steps=[1, 2, 5, 10]))
         else:
-            axis.set_ticks(range(len(labels)), [str(label) for label in labels])
+            names = [str(label) for label in labels]
+            axis.set_ticks(range(len(names)), names, parse_math=False)  # "$" is a token, too
     if columns is not None and max(len(str(label)) for label in columns) > 3:
         plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     for axis, name in ((ax.yaxis, row_name), (ax.xaxis, column_name)):
@@ -135,7 +136,7 @@ def _matrix(prepared, rows, columns, row_name, column_name, digits, bar, ax, tit
     if ax is None:
         n_rows, n_columns = prepared[0].shape
         cell = min(0.5, 4.4 / max(n_rows, n_columns))
-        letters = max(len(str(label)) for label in rows or [""])
+        letters = max(len(str(label)) for label in ([""] if rows is None else rows))
         size = max(2, cell * n_columns) + 0.08 * letters + 1.6, max(1.4, cell * n_rows) + 1.1
         size = size if aspect == "equal" else (5.6, 3.5)
         ax = plt.subplots(figsize=size, layout="constrained")[1]
@@ -163,7 +164,8 @@ def matrix_plot(
     """Draw a matrix, first row at the top: blues from 0, or blue to red around a white 0.
 
     Args:
-        rows, columns: one label for each; None writes numbers, from 0.
+        rows, columns: one label for each, shown as it is; None writes numbers, from 0. Formulas
+            between dollar signs are drawn in titles and names of axes only.
         limits: the two ends of the scale; None takes them from the data, 0 always included.
         mask: False where a cell is forbidden: grey and hatched.
         digits: decimals to write into the cells; None writes none.
@@ -187,7 +189,8 @@ def attention_heatmap(
 
     Args:
         weights: one row per query; with signed=True, scores, on a scale centred on 0.
-        queries, keys: one label for each; None writes positions, from 0.
+        queries, keys: one label for each, shown as it is, dollar signs too; None writes
+            positions, from 0.
         mask: True where the query may attend; elsewhere a cell is grey and hatched, and a weight
             that is not 0 keeps its colour under the hatching.
         digits: decimals to write into the cells; None writes none.
@@ -227,7 +230,10 @@ def head_grid(
         )
     columns = min(columns, n_heads)
     panel, n_rows = 1.3 if columns > 3 else 4.0 / columns, -(-n_heads // columns)
-    letters = [max(len(str(label)) for label in labels or [""]) for labels in (queries, keys)]
+    letters = [
+        max(len(str(label)) for label in ([""] if labels is None else labels))
+        for labels in (queries, keys)
+    ]
     height = max(0.5, panel * n_queries / n_keys) + 0.35
     size = panel * columns + 0.08 * letters[0] + 1.5, height * n_rows + 0.06 * letters[1] + 0.7
     figure, grid = plt.subplots(n_rows, columns, figsize=size, squeeze=False, layout="compressed")
@@ -268,8 +274,9 @@ def training_curves(
     """Draw one curve per run, told apart by line style as well as by colour.
 
     Args:
-        runs: name to values, one per step; or to a list of such values, one per seed: then the
-            curve is their mean, and the band reaches from the lowest seed to the highest.
+        runs: name, shown as it is, to values, one per step; or to a list of such values, one per
+            seed: then the curve is their mean, and the band reaches from the lowest seed to the
+            highest.
         steps: where on the x axis the values belong; None counts from 0.
         x, y: what the axes measure, units included.
 
@@ -288,12 +295,14 @@ def training_curves(
                 f"training_curves: {name!r} must have {len(places)} finite values per seed, "
                 f"got shape {seeds.shape}, {bad} not finite"
             )
-        frames += [pd.DataFrame({"x": places, "y": seed, "run": name}) for seed in seeds]
+        frames += [pd.DataFrame({"x": places, "y": seed, "run": f" {name}"}) for seed in seeds]
     ax = plt.subplots(figsize=(5.6, 3.5), layout="constrained")[1] if ax is None else ax
     sns.lineplot(
         pd.concat(frames, ignore_index=True), x="x", y="y", hue="run", style="run", ax=ax,
         palette=_CURVES[: len(runs)], dashes=_DASHES[: len(runs)], errorbar=("pi", 100),
     )  # fmt: skip
     ax.set(xlabel=x, ylabel=y, title=title or "")
-    ax.legend(title=None, frameon=False)
+    for text in ax.legend(title=None, frameon=False).get_texts():
+        # The space in front keeps a name such as "_mine" from being left out of the legend.
+        text.set(text=text.get_text().removeprefix(" "), parse_math=False)
     return ax

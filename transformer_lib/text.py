@@ -52,16 +52,42 @@ def _extra(package: str) -> Any:
         ) from error
 
 
-def _many(function: str, texts: Iterable[str]) -> Iterable[str]:
-    """Refuse one string where many are meant: it would pass for many texts of one letter."""
-    if isinstance(texts, str):
-        raise ValueError(f"{function}: texts must be many strings, got one, {texts[:20]!r}")
-    return texts
-
-
 _HALF = re.compile("[\ud800-\udfff]")  # half a character: str may hold it, UTF-8 may not
 
+
+def _check_text(function: str, name: str, text: Any) -> None:
+    """Refuse what is no string, and a string that UTF-8 cannot write."""
+    if not isinstance(text, str):
+        raise ValueError(f"{function}: {name} must be a string, got {text!r:.50}")
+    if half := _HALF.search(text):
+        raise ValueError(
+            f"{function}: {name} must hold whole characters, got the half {half[0]!a} "
+            f"at position {half.start()}"
+        )
+
+
+def _texts(function: str, texts: Iterable[str], name: str = "text") -> Iterator[str]:
+    """Yield texts of any iterable, each checked; one string is refused, it would pass for many."""
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise ValueError(f"{function}: texts must be a list of strings, got {texts!r:.50}")
+    for i, text in enumerate(texts):
+        _check_text(function, f"{name} {i}", text)
+        yield text
+
 # %% ../chapters/08_text.ipynb #979a8dd6
+_RUN = re.compile(r"\S{1000}|\s{1000}")
+
+
+def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
+    """Cut runs of 1,000 letters, such as DNA or base64: learning from one takes quadratic time."""
+    for text in texts:
+        start = 0
+        for run in _RUN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
+
+
 def _learn_merges(texts: Iterable[str], vocab_size: int) -> str:
     """Return a byte-level BPE tokenizer as JSON."""
     t = _extra("tokenizers")
@@ -72,7 +98,7 @@ def _learn_merges(texts: Iterable[str], vocab_size: int) -> str:
         vocab_size=vocab_size, special_tokens=list(SPECIALS), show_progress=False,
         initial_alphabet=t.pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator(_without_long_runs(texts), trainer)
     return json.dumps(json.loads(inner.to_str()) | {"added_tokens": []}, ensure_ascii=False)
 
 
@@ -104,7 +130,14 @@ class Tokenizer:
         if first != SPECIALS:
             raise ValueError(f"Tokenizer: ids 0 to 3 must be {SPECIALS}, got {first}")
         self.json = json_text
-        self._of_bytes = (json.loads(json_text)["decoder"] or {}).get("type") == "ByteLevel"
+        parts = json.loads(json_text)
+        of_bytes = ["ByteLevel" in json.dumps(parts.get(x)) for x in ("pre_tokenizer", "decoder")]
+        self._of_bytes = of_bytes[1]
+        if of_bytes[0] != of_bytes[1]:
+            raise ValueError(
+                "Tokenizer: pre_tokenizer and decoder must both be of type ByteLevel or neither, "
+                f"got {parts.get('pre_tokenizer')} and {parts.get('decoder')}"
+            )
 
     @classmethod
     def bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -113,27 +146,28 @@ class Tokenizer:
         Sennrich et al. (2016), Section 3.2, on bytes as in Radford et al. (2019), Section 2.2.
 
         Args:
-            texts: what to learn from; an iterator is read once.
+            texts: what to learn from; an iterator is read once. No merge crosses the end of 1,000
+                letters without white space.
             vocab_size: most ids there may be, of which 4 specials and 256 bytes; fewer, if the
                 texts have no more pairs to merge.
         """
-        least = len(SPECIALS) + 256
-        if vocab_size < least:
-            raise ValueError(f"bpe: vocab_size must be at least {least}, got {vocab_size}")
-        return cls(_learn_merges(_many("bpe", texts), vocab_size))
+        least, most = len(SPECIALS) + 256, 2**20  # memory is reserved for as many
+        if not least <= vocab_size <= most:
+            raise ValueError(f"bpe: vocab_size must be from {least} to {most}, got {vocab_size}")
+        return cls(_learn_merges(_texts("bpe", texts), vocab_size))
 
     @classmethod
     def words(cls, texts: Iterable[str]) -> "Tokenizer":
         """Number the words between white space, most frequent first; others become UNKNOWN."""
         split = _extra("tokenizers").pre_tokenizers.WhitespaceSplit()
-        return cls(_list_pieces(_many("words", texts), split, None))
+        return cls(_list_pieces(_texts("words", texts), split, None))
 
     @classmethod
     def characters(cls, texts: Iterable[str]) -> "Tokenizer":
         """Number the characters, most frequent first; others become UNKNOWN."""
         t = _extra("tokenizers")
         split = t.pre_tokenizers.Split(t.Regex(r"[\s\S]"), behavior="isolated")
-        return cls(_list_pieces(_many("characters", texts), split, t.decoders.Fuse()))
+        return cls(_list_pieces(_texts("characters", texts), split, t.decoders.Fuse()))
 
     @property
     def vocab_size(self) -> int:
@@ -142,15 +176,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without specials at its ends."""
+        _check_text("encode", "text", text)
         return self.encode_all([text])[0]
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the ids of many texts, several at a time."""
-        texts = list(_many("encode_all", texts))
-        for i, text in enumerate(texts):
-            if half := _HALF.search(text):
-                where = f"{half[0]!a} in text {i}"
-                raise ValueError(f"encode_all: texts must hold whole characters, got {where}")
+        texts = list(_texts("encode_all", texts))
         rows = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         if self._of_bytes:
             return [row.ids for row in rows]
@@ -179,10 +210,17 @@ class Tokenizer:
         return self.tokens(range(self.vocab_size))
 
     def _checked(self, function: str, ids: Sequence[int] | Tensor) -> list[int]:
-        numbers, size = [int(i) for i in ids], self.vocab_size
-        if wrong := [i for i in numbers if not 0 <= i < size]:
-            raise ValueError(f"{function}: ids must be from 0 to {size - 1}, got {wrong[0]}")
-        return numbers
+        size = self.vocab_size
+        numbers = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
+        if not isinstance(numbers, Iterable) or isinstance(numbers, str | bytes):
+            raise ValueError(f"{function}: ids must be a row of integers, got {ids!r:.50}")
+        numbers = [i.item() if isinstance(i, Tensor) and i.dim() == 0 else i for i in numbers]
+        for i in numbers:
+            if not isinstance(i, int | np.integer) or isinstance(i, bool) or not 0 <= i < size:
+                raise ValueError(
+                    f"{function}: ids must be integers from 0 to {size - 1}, got {i!r:.50}"
+                )
+        return list(map(int, numbers))
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size:,})"
@@ -213,7 +251,7 @@ class Tokenizer:
 # %% ../chapters/08_text.ipynb #062c7c66
 def _readable(piece: str) -> str:
     """Write a piece of byte letters as the text it stands for."""
-    if piece in SPECIALS:
+    if piece in SPECIALS or not set(piece) <= _BYTE.keys():
         return piece
     return bytes(_BYTE[letter] for letter in piece).decode(errors="backslashreplace")
 

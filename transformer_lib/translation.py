@@ -13,10 +13,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -43,13 +45,24 @@ from .decoding import beam_search
 from .generation import _evaluating, greedy
 from .models import Transformer, TransformerConfig
 from .multihead import recording
-from .text import BEGIN, END, PairBatches, Tokenizer, _extra
+from .text import BEGIN, END, PairBatches, Tokenizer, _extra, _texts
 from .trainer import LOG
 from .training import _OPTIONS, _SWITCHES, RECIPES
 
 # %% ../chapters/11_translation.ipynb #1657662a
+def _plain(text: str) -> str:
+    """Write texts that look alike in one way: NFC, plain spaces, nothing invisible."""
+    text = unicodedata.normalize("NFC", text)
+    return re.sub("[\u00ad\u200b\u2060\ufeff]", "", re.sub(r"\s", " ", text))
+
+
 class Translator:
-    """Translate text: a trained Transformer and its tokenizer."""
+    """Translate text: a trained Transformer and its tokenizer.
+
+    Texts that look alike are read alike: they are brought into Unicode's form NFC, each white
+    space character counts as a space, and what is invisible (soft hyphen, zero-width space, word
+    joiner, byte order mark) is left out.
+    """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
         sizes = model.config.vocab_size, tokenizer.vocab_size
@@ -95,12 +108,13 @@ class Translator:
         return next(self.model.parameters()).device
 
     def __call__(
-        self, texts: Sequence[str], *,
+        self, texts: Iterable[str], *,
         beam: int = 5, length_penalty: float = 1.0, max_tokens: int = 4096,
     ) -> list[str]:  # fmt: skip
         """Translate texts, on the model's device, many at a time.
 
         Args:
+            texts: any iterable of strings, a column of a table, say; one string is refused.
             beam: how many prefixes the search keeps; 1 is the greedy choice.
             length_penalty: as in `beam_search`.
             max_tokens: of a batch, as in PairBatches.
@@ -109,13 +123,14 @@ class Translator:
             One text for each, in their order; of white space the empty text. What finds no end is
             cut off ten tokens beyond twice the longest source beside it.
         """
-        if isinstance(texts, str):
-            raise ValueError(f"Translator: texts must be a list of texts, got {texts[:20]!r}")
+        texts = [_plain(text) for text in _texts("Translator", texts)]
         sources, room = self.tokenizer.encode_all(texts), self.model.config.max_len
         for i, source in enumerate(sources):
             if len(source) >= room:
-                must = f"a text must have fewer than {room} tokens"
-                raise ValueError(f"Translator: {must}, got {len(source)} in text {i}")
+                raise ValueError(
+                    f"Translator: text {i} must have fewer than {room} tokens, got {len(source)}; "
+                    "split it into sentences"
+                )
         if not sources:
             return []
         found, no_targets = [""] * len(sources), [()] * len(sources)
@@ -149,11 +164,12 @@ class Translator:
             The weights of cross-attention, averaged over heads; the tokens of the target and
             those of the source, each with the end.
         """
+        pair = [_plain(text) for text in _texts("alignment", [source, target])]
         n_layers = self.model.config.n_decoder_layers
         if not -n_layers <= layer < n_layers:
             must = f"layer must lie in {-n_layers} to {n_layers - 1}"
             raise ValueError(f"alignment: {must}, got {layer}")
-        s, t = ([*ids, END] for ids in self.tokenizer.encode_all([source, target]))
+        s, t = ([*ids, END] for ids in self.tokenizer.encode_all(pair))
         rows = (torch.tensor([ids], device=self._device) for ids in (s, [BEGIN, *t[:-1]]))
         trained = [module for module in self.model.modules() if module.training]
         with recording(self.model) as seen, _evaluating(trained):
@@ -184,6 +200,11 @@ class Score:
 def _moses(language: str) -> tuple[Callable[[str], str], str]:
     """Lower-case, normalise and tokenise in the order of Multi30k's own script."""
     moses = _extra("sacremoses")
+    known = sorted(set(_extra("sacremoses.corpus").NonbreakingPrefixes().available_langs.values()))
+    if language not in known:  # it would take the rules of English
+        raise ValueError(
+            f"score: with protocol 'moses-lower' language must be one of {known}, got {language!r}"
+        )
     normalise = moses.MosesPunctNormalizer(lang=language).normalize
     tokenise = moses.MosesTokenizer(lang=language).tokenize
     return lambda text: tokenise(normalise(text.lower()), return_str=True), moses.__version__
@@ -195,35 +216,53 @@ def _spacy(language: str) -> tuple[Callable[[str], str], str]:
         spacy = import_module("spacy")
     except ImportError as error:
         raise ImportError("score: 'spacy-lower' needs spaCy: pip install spacy") from error
-    tokenise = spacy.blank(language)
+    try:
+        tokenise = spacy.blank(language)
+    except ImportError as error:
+        raise ValueError(f"score: spaCy cannot tokenize language {language!r}: {error}") from error
     return lambda text: " ".join(str(token).lower() for token in tokenise(text)), spacy.__version__
 
 
+_WITHOUT_SPACES = re.compile(  # letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
 _PREPARED = {"moses-lower": (_moses, "sacremoses"), "spacy-lower": (_spacy, "spacy")}
 PROTOCOLS = ("13a", *_PREPARED)
 
 # %% ../chapters/11_translation.ipynb #fe1d9c44
 def score(
-    hypotheses: Sequence[str], references: Sequence[str], *, protocol: str = "13a",
+    hypotheses: Iterable[str], references: Iterable[str], *, protocol: str = "13a",
     language: str = "en",
 ) -> Score:  # fmt: skip
     """Compute corpus BLEU by sacrebleu, under one of three protocols.
 
+    Texts are compared as they are: give both sides in one Unicode form, such as NFC. Chinese,
+    Japanese and other text without spaces is refused by the first two protocols.
+
     Args:
+        hypotheses, references: strings, one reference for each hypothesis.
         protocol: "13a", sacrebleu's own, cased and on plain text, to compare new results by;
             "moses-lower", as Wu et al. (2021) score Multi30k: lower-cased, normalised, Moses
             tokens; "spacy-lower": spaCy's tokens, lower-cased; needs the package spacy.
         language: of both sides, "de" or "en", say; the last two protocols depend on it.
     """
-    if isinstance(hypotheses, str) or isinstance(references, str):
-        raise ValueError("score: hypotheses and references must be lists of texts, got one text")
+    hypotheses = list(_texts("score", hypotheses, "hypothesis"))
+    references = list(_texts("score", references, "reference"))
     if not 0 < len(hypotheses) == len(references):
-        sizes = f"{len(hypotheses)} and {len(references)}"
-        raise ValueError(f"score: there must be one reference for each hypothesis, got {sizes}")
+        raise ValueError(
+            "score: there must be one reference for each hypothesis, "
+            f"got {len(hypotheses)} hypotheses and {len(references)} references"
+        )
     if protocol not in PROTOCOLS:
         raise ValueError(f"score: protocol must be one of {PROTOCOLS}, got {protocol!r}")
+    n_letters = sum(len(_WITHOUT_SPACES.findall(text)) for text in references)
+    if protocol != "spacy-lower" and n_letters > 6 * sum(len(text.split()) for text in references):
+        raise ValueError(
+            f"score: {protocol!r} separates words at spaces, and these references have few; "
+            "put spaces between words, or use sacrebleu's BLEU(tokenize='zh') or its like"
+        )
     bleu = _extra("sacrebleu.metrics").BLEU
-    metric, sides, before = bleu(), [list(hypotheses), list(references)], ""
+    metric, sides, before = bleu(), [hypotheses, references], ""
     if protocol != "13a":
         make, package = _PREPARED[protocol]
         prepare, version = make(language)

@@ -11,8 +11,8 @@ MUTANTS = [
     ("fewer numbers by default", "range(10_000)", "range(1_000)"),
     (
         "an unknown language falls through",
-        "except NotImplementedError as error:",
-        "except KeyError as error:",
+        "if not all({s,",
+        "if not any({s,",
     ),
     (
         "files in the order of the disk",
@@ -54,6 +54,12 @@ MUTANTS = [
         "if max_bytes is not None and max_bytes < 0:",
         "if False:",
     ),
+    (
+        "a number of another kind",
+        "if not isinstance(n, int | np.integer) or",
+        "if",
+    ),
+    ("a cache that cannot be written", "if error.errno is None:", "if True:"),
     # addresses and hashes
     (
         "a branch instead of a commit",
@@ -94,8 +100,8 @@ MUTANTS = [
     ),
     (
         "a refused file not named",
-        "except ValueError as error:\n            raise ValueError(f",
-        "except KeyError as error:\n            raise ValueError(f",
+        "except ValueError as error:\n            raise ValueError(\n",
+        "except KeyError as error:\n            raise ValueError(\n",
     ),
     (
         "the next place asked whatever went wrong",
@@ -109,7 +115,7 @@ MUTANTS = [
     ("no name on the bar", "tqdm(desc=name, ", "tqdm("),
     (
         "no advice offline",
-        "connect once, or let TRANSFORMER_LIB_DATA name a folder that holds {name}",
+        "connect once, or let TRANSFORMER_LIB_DATA name a folder ",
         "no network",
     ),
     ("errors of the server taken for the file", "            answer.raise_for_status()\n", ""),

@@ -46,6 +46,9 @@ MUTANTS = [
     ),
     ("weights off the scale are clipped in silence", "high > limits[1] + slack", "False"),
     ("numbers that are not finite are accepted", "if not np.isfinite(seen).all():", "if False:"),
+    ("a dollar sign begins a formula", "names, parse_math=False)", "names)"),
+    ("a formula in the legend", '.removeprefix(" "), parse_math=False)', '.removeprefix(" "))'),
+    ("a name is hidden", '"run": f" {name}"', '"run": f"{name}"'),
     ("labels are not counted", "if labels and counts != sizes:", "if False:"),
     (
         "each helper sets the style",

@@ -17,7 +17,11 @@ MUTANTS = [
         "model.load_state_dict(weights)",
         "model.load_state_dict(weights, strict=False)",
     ),
-    ("one text is many letters", "if isinstance(texts, str):", "if False:"),
+    ("texts as they come", '[_plain(text) for text in _texts("Translator", texts)]', "list(texts)"),
+    ("decomposed letters are others", 'unicodedata.normalize("NFC", text)', "text"),
+    ("a no-break space is another", 're.sub(r"\\s", " ", text)', "text"),
+    ("any language for Moses", "if language not in known:", "if False:"),
+    ("text without spaces scored", 'if protocol != "spacy-lower" and', "if False and"),
     ("the end has no room", "if len(source) >= room:", "if len(source) > room:"),
     ("no text is an error", "if not sources:", "if sources is None:"),
     (
