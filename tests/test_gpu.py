@@ -390,7 +390,9 @@ def test_an_update_of_the_trainer_synchronizes_for_batch_loss_and_norm_alone(pre
             trainer.update(batches[4])
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    where = [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchron" in str(w.message)]
+    where = [
+        f"{Path(w.filename).name}:{w.lineno}" for w in seen if "called a synchron" in str(w.message)
+    ]
     measured(synchronizations=where)
     allowed = 4 + (1 if precision == "fp16" else 0)  # two copies, loss, norm; did a step overflow?
     assert len(where) <= allowed, where
@@ -475,12 +477,11 @@ def test_a_training_step_is_traced_as_one_graph():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_trainer_with_inductor_trains_as_without(precision):
+def test_trainer_with_inductor_trains_as_without():
     def train(compile):
         data = BlockBatches(tokens(3000) // 4, block=32, batch_size=8)
         config = TrainingConfig(
-            n_steps=10, learning_rate=3e-3, compile=compile, precision=precision, betas=(0.9, 0.99)
+            n_steps=10, learning_rate=3e-3, compile=compile, precision="bf16", betas=(0.9, 0.99)
         )
         model, found = tiny(DecoderOnly, positions="learned"), []
         Trainer(
@@ -495,7 +496,7 @@ def test_trainer_with_inductor_trains_as_without(precision):
     seconds = time.perf_counter() - start
     eager = train(False)
     measured(compiled=compiled, eager=eager, seconds=seconds)
-    assert compiled == pytest.approx(eager, rel=1e-3 if precision == "fp32" else 3e-2)
+    assert compiled == pytest.approx(eager, rel=3e-2)
     assert compiled[-1] < compiled[0] - 0.1
 
 

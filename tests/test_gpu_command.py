@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import attention, gpu, language, peers
+from benchmarks.harness import Setting
 from transformer_lib.text import PAD
 
 ROOT = Path(__file__).resolve().parent.parent
+busy = pytest.mark.timeout(600)  # of processes that share a machine with others
 OTHERS = [name for name in gpu.PARTS if name != "tests"]  # test_gpu.py takes a while on a CPU
 
 
@@ -42,6 +44,7 @@ def part(tmp_path):
     )  # fmt: skip
 
 
+@busy
 @pytest.mark.slow
 @pytest.mark.plain
 def test_dry_run_writes_a_file_for_each_part(dry):
@@ -54,6 +57,7 @@ def test_dry_run_writes_a_file_for_each_part(dry):
         assert found["versions"]["torch"] == torch.__version__ and found["hardware"]
 
 
+@busy
 @pytest.mark.slow
 @pytest.mark.plain
 def test_dry_run_measures_what_the_pages_need(dry):
@@ -71,6 +75,21 @@ def test_dry_run_measures_what_the_pages_need(dry):
     assert {"greedy", "beam 5"} < set(dry["multi30k"])
 
 
+def test_on_a_gpu_the_model_stands_for_us_without_what_helps_a_cpu():
+    made = lambda setting: next(iter(language.cases(setting)))  # noqa: E731
+    eager, compiled = Setting(), Setting(compile=True)
+    case = gpu.as_on_a_gpu(made(eager), eager)
+    assert [one.name for one in case.competitors if one.role == "ours"] == ["ours"]
+    assert case.competitors[0].make is not made(eager).competitors[0].make
+    names = {one.name for one in case.competitors}
+    assert peers.CLEAR not in names and "nn.TransformerEncoder" in names
+    small = gpu.as_on_a_gpu(made(compiled), compiled).competitors
+    assert [one.role for one in small] == ["ours", "peer"]
+    core = next(iter(attention.cases(eager)))
+    assert gpu.as_on_a_gpu(core, eager) is core
+
+
+@busy
 @pytest.mark.slow
 @pytest.mark.plain
 def test_part_that_runs_the_tests_notes_every_outcome(tmp_path, monkeypatch, part):
@@ -90,6 +109,7 @@ def test_part_that_runs_the_tests_notes_every_outcome(tmp_path, monkeypatch, par
     assert written["counts"] == {"failed": 1, "passed": 1} and "assert 1 == 2" in written["report"]
 
 
+@busy
 @pytest.mark.slow
 @pytest.mark.plain
 def test_gpu_tests_pass_on_the_cpu_where_they_can():
