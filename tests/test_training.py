@@ -1,28 +1,23 @@
-"""Recipes and the command: what is trained depends on the recipe alone; the command goes on."""
+"""Recipes, and what is exported from a run."""
 
 import dataclasses
 import json
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from transformer_lib import training
-from transformer_lib.checkpoints import checkpoints, load_checkpoint, read_records
+from transformer_lib.__main__ import main
+from transformer_lib.checkpoints import CheckpointError, load_checkpoint, read_records
 from transformer_lib.cost import cost
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.text import END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.training import RECIPES, Recipe, export_model
+from transformer_lib.training import RECIPES, Recipe, export_model, load_export
+from transformer_lib.translation import Translator
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = os.environ.get("TRANSFORMER_LIB_DATA")
 PAIRS = [(f"{a} plus {b}", f"{b} und {a}") for a in range(7) for b in range(7)]
 
@@ -45,7 +40,7 @@ def tiny(**training):
 
 def run(folder, *arguments, recipe=None, monkeypatch):
     monkeypatch.setitem(RECIPES, "tiny", recipe or tiny())
-    training._main(["tiny", "--folder", str(folder), "--device", "cpu", *arguments])
+    main(["train", "tiny", "--folder", str(folder), "--device", "cpu", *arguments])
 
 
 def losses(folder):
@@ -64,10 +59,54 @@ def test_a_recipe_says_what_it_makes_and_fits_together(name):
     assert recipe.training.validate_every % recipe.training.save_every == 0  # the best is kept
 
 
-def test_number_names_validates_on_what_it_does_not_learn():
-    learned, held = (set(RECIPES["number-names"].pairs(split)) for split in ("train", "val"))
-    assert len(learned) == 1000 and not learned & held
-    assert ("one hundred and twenty", "einhundertzwanzig") in learned
+def test_number_names_holds_out_random_numbers_of_the_same_kind():
+    recipe = RECIPES["number-names"]
+    learned, held = (dict(recipe.pairs(split)) for split in ("train", "val"))
+    assert len(learned) == 4000 and len(held) == 1000 and not learned.keys() & held.keys()
+    with_units = [
+        sum("und" in name for name in side.values()) / len(side) for side in (learned, held)
+    ]
+    assert all(0.5 < part for part in with_units) and abs(with_units[0] - with_units[1]) < 0.05
+    words = {word for name in learned for word in name.replace("-", " ").replace(",", "").split()}
+    assert {w for name in held for w in name.replace("-", " ").replace(",", "").split()} <= words
+
+
+@pytest.mark.slow
+@pytest.mark.plain
+def test_number_names_is_learned(tmp_path):
+    """Nearly all held-out numbers come out exactly right after the recipe's own steps."""
+    recipe = RECIPES["number-names"]
+    tokenizer, data, validation = recipe.batches()
+    torch.manual_seed(recipe.training.seed)
+    model = Transformer(recipe.config(tokenizer))
+    Trainer(model, data, recipe.training, validation=validation, folder=tmp_path / "a").fit()
+    trainer = Trainer(model, data, recipe.training, validation=validation, folder=tmp_path / "a")
+    assert trainer.resume()
+    translator = Translator.load(export_model(trainer, tokenizer, tmp_path / "export"))
+    sources, targets = zip(*recipe.pairs("val"), strict=True)
+    found = translator(sources, beam=1)
+    assert sum(a == b for a, b in zip(found, targets, strict=True)) >= 950
+
+
+def test_recipe_refuses_an_empty_split():
+    for empty in ("train", "val"):
+        recipe = dataclasses.replace(
+            tiny(), pairs=lambda split, e=empty: PAIRS if split != e else []
+        )
+        with pytest.raises(ValueError, match=rf"pairs\('{empty}'\) must return at least one pair"):
+            recipe.batches()
+
+
+def test_recipe_learns_tokens_from_both_languages():
+    pairs = [("abc " * 3, "xyzxyz " * 3)] * 8
+    tokenizer = dataclasses.replace(tiny(), pairs=lambda split: pairs).batches()[0]
+    assert len(tokenizer.encode("abc abc")) <= 3 and len(tokenizer.encode("xyzxyz xyzxyz")) <= 3
+
+
+@pytest.mark.parametrize("name", ["multi30k-en-de", "multi30k-de-en"])
+def test_multi30k_recipes_smooth_labels(name):
+    assert RECIPES[name].training.smoothing == 0.1
+    assert RECIPES["number-names"].training.smoothing == 0.0  # one right answer to each
 
 
 @pytest.mark.parametrize("source, target", [("en", "de"), ("de", "en")])
@@ -123,117 +162,6 @@ def test_the_seed_decides_the_order_of_training_and_validation_has_none():
     assert a.shape != c.shape or not torch.equal(a, c)
 
 
-# The command
-
-
-def test_the_command_trains_exports_and_then_has_nothing_to_do(tmp_path, monkeypatch, capsys):
-    run(tmp_path / "a", monkeypatch=monkeypatch)
-    told = capsys.readouterr().out
-    assert "4 steps on cpu in fp32: about" in told and "exported to" in told
-    assert len(losses(tmp_path / "a")) == 4
-    run(tmp_path / "a", monkeypatch=monkeypatch)
-    told = capsys.readouterr().out
-    assert "going on after step 4" in told and "steps on cpu" not in told
-    assert len(losses(tmp_path / "a")) == 4
-
-
-def test_the_command_equals_the_trainer_by_hand(tmp_path, monkeypatch):
-    recipe = tiny(seed=1)
-    run(tmp_path / "a", recipe=recipe, monkeypatch=monkeypatch)
-    tokenizer, data, validation = recipe.batches()
-    torch.manual_seed(recipe.training.seed)
-    model = Transformer(recipe.config(tokenizer))
-    Trainer(model, data, recipe.training, validation=validation, folder=tmp_path / "b").fit()
-    assert losses(tmp_path / "a") == losses(tmp_path / "b")
-
-
-def test_options_override_the_recipe(tmp_path, monkeypatch):
-    changed = ["--n-steps", "3", "--seed", "7", "--learning-rate", "0.02", "--warmup", "1"]
-    more = ["--accumulate", "2", "--precision", "bf16", "--save-every", "1", "--recompute"]
-    run(tmp_path, *changed, *more, "--validate-every", "3", monkeypatch=monkeypatch)
-    state = load_checkpoint(checkpoints(tmp_path)[0])[1]["training"]
-    wanted = {
-        "n_steps": 3, "seed": 7, "learning_rate": 0.02, "warmup": 1, "accumulate": 2,
-        "precision": "bf16", "save_every": 1, "validate_every": 3, "recompute": True,
-        "compile": False,
-    }  # fmt: skip
-    assert {name: state[name] for name in wanted} == wanted
-    assert state["average"] == 0.5  # the recipe's own
-
-
-def test_another_seed_starts_from_other_weights(tmp_path, monkeypatch):
-    run(tmp_path / "a", monkeypatch=monkeypatch)
-    run(tmp_path / "b", "--seed", "1", monkeypatch=monkeypatch)
-    assert losses(tmp_path / "a")[0] != losses(tmp_path / "b")[0]
-
-
-def test_the_folder_is_named_after_the_recipe_unless_given(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(RECIPES, "tiny", tiny())
-    training._main(["tiny", "--device", "cpu"])
-    assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
-
-
-@pytest.mark.parametrize(
-    "arguments, told",
-    [
-        (["nothing"], "invalid choice: 'nothing'"),
-        (["number-names", "--n-steps", "0"], "n_steps must be an integer of at least 1, got 0"),
-        (["number-names", "--precision", "fp8"], "precision must be"),
-        (["number-names", "--sharding", "zero"], "invalid choice: 'zero'"),
-    ],
-)
-def test_a_wrong_option_is_explained_without_a_traceback(arguments, told, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        training._main(arguments)
-    assert stopped.value.code == 2
-    assert told in re.sub(r"\s+", " ", capsys.readouterr().err)
-
-
-def test_help_tells_of_every_recipe_and_option(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        training._main(["--help"])
-    assert stopped.value.code == 0
-    told = capsys.readouterr().out
-    assert all(name in told and recipe.about in told for name, recipe in RECIPES.items())
-    options = {**training._OPTIONS, **training._SWITCHES}
-    assert all(f"--{name.replace('_', '-')}" in told for name in options)
-    assert "torchrun" in told
-    assert set(options) <= {field.name for field in dataclasses.fields(TrainingConfig)}
-
-
-def test_tensorboard_is_told_of_each_record(tmp_path, monkeypatch):
-    heard = []
-    monkeypatch.setattr(training, "tensorboard_log", lambda folder: heard.append)
-    run(tmp_path, "--tensorboard", monkeypatch=monkeypatch)
-    assert [r["step"] for r in heard if "loss" in r] == [1, 2, 3, 4]
-    assert [r["step"] for r in heard if "validation_loss" in r] == [2, 4]
-
-
-@pytest.mark.slow
-@pytest.mark.plain
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
-    folder = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "transformer_lib.training", "number-names", "--folder", str(folder),
-        "--device", "cpu", "--n-steps", "30", "--warmup", "5", "--threads", "1",
-    ]  # fmt: skip
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    log, patience = folder / "log.jsonl", time.monotonic() + 100
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        assert child.poll() is None and time.monotonic() < patience
-        time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
-    told = child.communicate(timeout=60)[0]
-    assert child.returncode == 130
-    done = int(re.search(r"stopped after step (\d+) of 30: saved in .* the same command", told)[1])
-    assert 3 <= done < 30 and checkpoints(folder)[0].name == f"step-{done:08d}"
-    again = subprocess.run(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    assert again.returncode == 0 and f"going on after step {done}" in again.stdout
-    assert [r["step"] for r in read_records(log) if "loss" in r] == list(range(1, 31))
-
-
 # What is kept
 
 
@@ -276,16 +204,82 @@ def test_without_validation_or_average_the_last_weights_are_exported(tmp_path):
     tokenizer, data, _ = recipe.batches()
     config = recipe.config(tokenizer)
     trainer = Trainer(Transformer(config), data, recipe.training, folder=tmp_path).fit()
-    folder = export_model(trainer, config, tokenizer, tmp_path / "export")
+    folder = export_model(trainer, tokenizer, tmp_path / "export")
     weights = load_file(folder / "model.safetensors")
     for name, x in trainer.bare.named_parameters():
         assert torch.equal(weights[name], x.detach().half())
 
 
-def test_an_export_needs_a_folder_of_checkpoints():
-    recipe = tiny(validate_every=None)
+def trained(folder, **changes):
+    recipe = tiny(validate_every=None, **changes)
     tokenizer, data, _ = recipe.batches()
-    config = recipe.config(tokenizer)
-    trainer = Trainer(Transformer(config), data, recipe.training)
+    model = Transformer(recipe.config(tokenizer))
+    return Trainer(model, data, recipe.training, folder=folder), tokenizer
+
+
+def test_export_needs_a_folder_and_a_checkpoint(tmp_path):
+    trainer, tokenizer = trained(None)
     with pytest.raises(ValueError, match="export_model: the trainer must have a folder, got None"):
-        export_model(trainer, config, tokenizer, "nowhere")
+        export_model(trainer, tokenizer, "nowhere")
+    for folder in (tmp_path / "new", tmp_path / "used"):
+        if folder.name == "used":  # another run's checkpoints are not this trainer's
+            trained(folder)[0].fit()
+        trainer, tokenizer = trained(folder)
+        with pytest.raises(ValueError, match="holds no checkpoint of this trainer; call fit"):
+            export_model(trainer, tokenizer, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_export_refuses_another_tokenizer_or_model(tmp_path):
+    trainer, tokenizer = trained(tmp_path / "run")
+    trainer.fit()
+    with pytest.raises(ValueError, match="must have the model's .* tokens, got 260"):
+        export_model(trainer, Tokenizer.bpe(["a"], 260), tmp_path / "export")
+    trainer.bare = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="must be a Transformer, got Linear"):
+        export_model(trainer, tokenizer, tmp_path / "export")
+
+
+def test_export_deletes_no_file_of_others(tmp_path):
+    trainer, tokenizer = trained(tmp_path / "run")
+    trainer.fit()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    export_model(trainer, tokenizer, mine)  # empty
+    export_model(trainer, tokenizer, mine)  # an earlier export
+    (mine / "export.json").unlink()
+    export_model(trainer, tokenizer, mine)  # of the version without hashes
+    (mine / "thesis.txt").write_text("years of work")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (foreign / name).write_text("{}")  # the names that Hugging Face uses too
+    for folder in (mine, foreign, tmp_path / "run"):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(ValueError, match="not from an export .*; choose another folder"):
+            export_model(trainer, tokenizer, folder)
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ValueError, match="is a file; choose another folder"):
+        export_model(trainer, tokenizer, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        export_model(trainer, tokenizer, tmp_path / "file" / "below")
+
+
+def test_load_export_refuses_a_changed_file(tmp_path):
+    trainer, tokenizer = trained(tmp_path / "run")
+    folder = export_model(trainer.fit(), tokenizer, tmp_path / "export")
+    model, loaded = load_export(folder)
+    assert model.config == trainer.bare.config and loaded.json == tokenizer.json
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        whole = (folder / name).read_bytes()
+        changed = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+        (folder / name).write_bytes(changed)
+        with pytest.raises(ValueError, match=f"is corrupted: {name} .* export the model again"):
+            load_export(folder)
+        (folder / name).write_bytes(whole)
+    (folder / "export.json").write_text("{}")
+    with pytest.raises(ValueError, match="is corrupted"):
+        load_export(folder)
+    (folder / "export.json").unlink()  # as exports of version 0.1.0 are
+    assert torch.equal(load_export(folder)[0].embedding.weight, model.embedding.weight)

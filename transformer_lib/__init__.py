@@ -92,7 +92,7 @@ if TYPE_CHECKING:
         make_optimizer,
         tensorboard_log,
     )
-    from .training import RECIPES, Recipe, export_model
+    from .training import RECIPES, Recipe, check_export_folder, export_model, load_export
     from .translation import PROTOCOLS, Score, Translator, record_scores, score
 
 # What needs more than torch, or is only for training, is loaded when it is first asked for.
@@ -112,7 +112,7 @@ _LATER = {
         "LOG Batches Loss NonFiniteLoss Trainer "
         "TrainingBatch TrainingConfig make_optimizer tensorboard_log"
     ),
-    "training": "RECIPES Recipe export_model",
+    "training": "RECIPES Recipe check_export_folder export_model load_export",
     "generation": "greedy stream",
     "sampling": "Sampler keep_min_p keep_top_k keep_top_p penalise_repetition sample speculative",
     "decoding": "Hypothesis beam_search",
@@ -217,7 +217,9 @@ __all__ = [
     "tensorboard_log",
     "RECIPES",
     "Recipe",
+    "check_export_folder",
     "export_model",
+    "load_export",
     "greedy",
     "stream",
     "Sampler",

@@ -27,8 +27,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .attention import padding_mask
@@ -43,11 +41,11 @@ from transformer_lib.checkpoints import (
 from .datasets import multi30k
 from .decoding import beam_search
 from .generation import _evaluating, greedy
-from .models import Transformer, TransformerConfig
+from .models import Transformer
 from .multihead import recording
 from .text import BEGIN, END, PairBatches, Tokenizer, _extra, _texts
 from .trainer import LOG
-from .training import _OPTIONS, _SWITCHES, RECIPES
+from .training import RECIPES, load_export
 
 # %% ../chapters/11_translation.ipynb #1657662a
 def _plain(text: str) -> str:
@@ -81,23 +79,11 @@ class Translator:
         shipped = Path(str(files("transformer_lib")), "weights")
         names = sorted(path.parent.name for path in shipped.glob("*/model.safetensors"))
         folder = shipped / folder if str(folder) in names else Path(folder)
-        try:
-            config = TransformerConfig(**json.loads((folder / "config.json").read_text("utf-8")))
-            weights = load_file(folder / "model.safetensors")
-            tokenizer = Tokenizer.load(folder / "tokenizer.json")
-        except (OSError, TypeError, ValueError, SafetensorError) as error:
-            holds = "config.json, model.safetensors and tokenizer.json"
-            must = f"{folder} must be one of {names}, or hold {holds}"
-            raise ValueError(f"Translator.load: {must}, got {error}") from error
-        model = Transformer(config).eval()
-        if config.tie_embeddings:  # one tensor, written once
-            weights["output.weight"] = weights.get("embedding.weight", torch.empty(0))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            must = f"the weights in {folder} must fit its config"
-            raise ValueError(f"Translator.load: {must}, got {error}") from error
-        return cls(model, tokenizer)
+        if not folder.is_dir():
+            raise ValueError(
+                f"Translator.load: folder must exist or be one of {names}, got {folder}"
+            )
+        return cls(*load_export(folder))
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.model.parameters())
@@ -284,7 +270,7 @@ def record_scores(run: str | Path, recipe: str, out: str | Path) -> dict[str, An
     """Translate the test set with the weights of a run, and write down all that came of it.
 
     Args:
-        run: the folder of a training by `python -m transformer_lib.training`, with its export.
+        run: the folder of a training by `python -m transformer_lib train`, with its export.
         recipe: multi30k-SOURCE-TARGET.
         out: a folder, for hypotheses.txt, hypotheses-greedy.txt, every tenth record of the
             training's log, and scores.json, written last, which is also returned.
@@ -334,7 +320,7 @@ def _about(
     weights = (run / "export" / "model.safetensors").read_bytes()
     return {
         "recipe": recipe,
-        "command": f"python -m transformer_lib.training {recipe}{_options(recipe, state)}",
+        "command": f"python -m transformer_lib train {recipe}{_options(recipe, state)}",
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
@@ -353,16 +339,18 @@ def _about(
 
 
 def _options(recipe: str, state: dict[str, Any]) -> str:
-    """Give the options of the command by which a training differed from its recipe."""
+    """Give the options of the command by which a run differed from its recipe."""
     own = json.loads(json.dumps(dataclasses.asdict(RECIPES[recipe].training)))
-    changed = {key: value for key, value in state["training"].items() if value != own[key]}
     told = ""
-    for key in [key for key in (*_OPTIONS, *_SWITCHES) if key in changed]:
-        value, flag = changed.pop(key), key.replace("_", "-")
-        no = "no-" if value is False else ""
-        told += f" --{no}{flag}" + ("" if isinstance(value, bool) else f" {value}")
-    others = ", ".join(f"{key} = {value}" for key, value in changed.items())
-    return told + (f"  # and {others}" if others else "")
+    for key, value in state["training"].items():
+        if value != own[key]:
+            flag = key.replace("_", "-")
+            if isinstance(value, bool):
+                told += f" --{flag}" if value else f" --no-{flag}"
+            else:
+                words = ",".join(map(str, value)) if isinstance(value, list) else value
+                told += f" --{flag} {words}"
+    return told
 
 
 def _commit() -> str | None:
