@@ -844,7 +844,7 @@ def test_set_repo_rewrites_every_address(tmp_path):
         name for name, text in tracked() if REPOSITORY in text and not name.startswith("tests/")
     }
     new = "https://github.com/a-reader/their-book"
-    command = [sys.executable, "tasks.py", "set-repo", new]
+    command = [sys.executable, "build.py", "set-repo", new]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (

@@ -30,7 +30,6 @@ MUTANTS = [
         ".to(x.dtype)\n        return x * kept",
         ".to(torch.float32)\n        return x * kept",
     ),
-
     # feed-forward
     (
         "the bend is gone",
