@@ -808,8 +808,14 @@ def run_one(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_part(name: str, seconds: float, options: argparse.Namespace) -> str:
-    """Run one part in a process of its own, stop it if it does not end, and say how it ended."""
+def run_part(
+    name: str, seconds: float, options: argparse.Namespace, settings: dict[str, str] | None = None
+) -> str:
+    """Run one part in a process of its own, stop it if it does not end, and say how it ended.
+
+    Args:
+        settings: environment variables for it.
+    """
     target = options.out / f"gpu-{name}.json"
     target.unlink(missing_ok=True)
     command = [sys.executable, "-u", "-m", "benchmarks.gpu", "--one", name]
@@ -817,7 +823,8 @@ def run_part(name: str, seconds: float, options: argparse.Namespace) -> str:
     command += ["--device", options.device, *(["--dry"] if options.dry else [])]
     command += ["--data", str(options.data)] if options.data else []
     command += ["--commit", options.commit] if options.commit else []
-    run = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    environment = os.environ | (settings or {})
+    run = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         run.wait(seconds + GRACE)
         stopped = False
@@ -844,14 +851,15 @@ def main(arguments: list[str] | None = None) -> int:
         options.data = options.data.resolve()
     if options.one:
         return run_one(options)
-    os.environ["GPU_RUN_STARTED"] = str(STARTED)
     options.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     about, end = header(options), STARTED + options.seconds
     say(f"{about['hardware']}, torch {torch.__version__}, commit {about['commit']}")
     kernels = tempfile.mkdtemp(prefix="kernels-")  # compiled by one part, used by the next
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", kernels)
-    os.environ.setdefault("TRITON_CACHE_DIR", f"{kernels}/triton")
+    settings = {
+        "GPU_RUN_STARTED": str(STARTED), "TORCHINDUCTOR_CACHE_DIR": kernels,
+        "TRITON_CACHE_DIR": f"{kernels}/triton",
+    }  # fmt: skip
     parts: dict[str, dict[str, Any]] = {}
     try:
         for name in [name for name in PARTS if name in options.parts]:
@@ -862,7 +870,7 @@ def main(arguments: list[str] | None = None) -> int:
             else:
                 began = time.time()
                 say(f"{name}: at most {min(most, left):.0f} s")
-                status = run_part(name, max(1.0, min(most, left)), options)
+                status = run_part(name, max(1.0, min(most, left)), options, settings)
                 parts[name] = {"status": status, "seconds": round(time.time() - began, 1)}
             say(f"{name}: {parts[name]['status']}")
             whole = about | {"seconds": round(time.time() - STARTED, 1), "parts": parts}

@@ -210,6 +210,7 @@ def test_parts_are_skipped_for_which_no_time_is_left(tmp_path, monkeypatch):
     assert gpu.main([]) == 1 and ran == ["roofline"]
     parts = json.loads((tmp_path / "gpu-run.json").read_text())["parts"]
     assert all("s were left" in parts[name]["status"] for name in gpu.PARTS if name != "roofline")
+    assert "GPU_RUN_STARTED" not in os.environ  # or the next run would think it began long ago
 
 
 @pytest.mark.slow
