@@ -15,6 +15,7 @@ from transformer_lib.attention import causal_mask, padding_mask
 from transformer_lib.cost import cost
 from transformer_lib.layers import EncoderLayer, RMSNorm
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.positions import sinusoidal_positions
 from transformer_lib.testing import check_model
 
 B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can pass for another
@@ -575,7 +576,7 @@ def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first, bias):
     if norm_first:
         ours.decoder_norm.load_state_dict(theirs.norm.state_dict())
     tokens = texts()
-    entering = ours.embedding(tokens) * 24**0.5 + ours.positions.table[:S]
+    entering = ours.embedding(tokens) * (1 if norm_first else 24**0.5) + ours.positions.table[:S]
     states = theirs(entering, mask=~causal_mask(S))
     torch.testing.assert_close(ours.read(tokens), states)
     torch.testing.assert_close(ours(tokens), states @ ours.embedding.weight.T)
@@ -694,12 +695,72 @@ def test_a_decoder_only_shares_one_scheme_and_one_matrix():
     assert writer(tie_embeddings=False).output.weight is not model.embedding.weight
 
 
-def test_a_decoder_only_is_born_as_surprised_as_it_should_be():
-    torch.manual_seed(0)
-    model = DecoderOnly(TransformerConfig.tiny(101, d_model=256, dropout=0.0))
-    tokens = torch.randint(101, (32, 17))
-    loss = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    assert 0 < loss.item() - math.log(101) < 2
+def _above_ln_v(model, vocab_size, batch):
+    """How far the loss on random tokens lies above ln V, in nats."""
+    tokens = torch.randint(vocab_size, (batch, 9))
+    source = () if isinstance(model, DecoderOnly) else (tokens,)
+    with torch.no_grad():
+        logits = model.eval()(*source, tokens)[:, :-1].flatten(0, 1)
+    return F.cross_entropy(logits, tokens[:, 1:].flatten()).item() - math.log(vocab_size)
+
+
+GPT = {"norm": "pre", "positions": "learned", "activation": "gelu"}
+WIDTHS = {
+    "nano": (65, {"d_model": 384, "n_heads": 6, "d_ff": 1536}),
+    "gpt2": (50_257, {"d_model": 768, "n_heads": 12, "d_ff": 3072, "n_decoder_layers": 2}),
+    "shallow": (65, {"d_model": 768, "n_heads": 12, "d_ff": 3072, "n_decoder_layers": 1}),
+}
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_decoder_only_starts_near_ln_v_at_real_widths(width, norm, positions, tie):
+    vocab_size, sizes = WIDTHS[width]
+    options = {"norm": norm, "positions": positions, "tie_embeddings": tie, "max_len": 9}
+    model = DecoderOnly(TransformerConfig(vocab_size=vocab_size, **sizes, **options))
+    assert -0.1 < _above_ln_v(model, vocab_size, 64 if vocab_size < 100 else 8) < 1
+
+
+@pytest.mark.parametrize("vocab_size", [65, 50_257])
+@pytest.mark.parametrize("preset", ["tiny", "base"])
+def test_every_preset_without_an_encoder_passes_check_model(preset, vocab_size):
+    for changes in ({}, GPT):
+        changes = changes | ({"n_decoder_layers": 2} if vocab_size > 100 else {})
+        model = DecoderOnly(getattr(TransformerConfig, preset)(vocab_size, **changes)).eval()
+        if vocab_size > 100:  # the whole examination would take a minute
+            assert -0.1 < _above_ln_v(model, vocab_size, 8) < 1
+        else:
+            check_model(model, vocab_size=vocab_size, decoder_only=True).raise_if_failed()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base", "big"])
+def test_every_preset_starts_near_ln_v(preset):
+    config = getattr(TransformerConfig, preset)(vocab_size=37_000)
+    assert -0.1 < _above_ln_v(Transformer(config), 37_000, 8) < 1
+    assert -0.1 < _above_ln_v(DecoderOnly(config), 37_000, 8) < 1
+
+
+@pytest.mark.parametrize("depth", [1, 8])
+def test_a_pre_norm_decoder_only_draws_its_matrices_as_gpt2_does(depth):
+    options = GPT | {"activation": "swiglu", "n_decoder_layers": depth, "max_len": 500}
+    model = DecoderOnly(TransformerConfig.tiny(500, d_model=128, **options))
+    for name, weight in model.named_parameters():
+        if weight.dim() == 2:
+            writes = "out_proj" in name or "outer" in name
+            wanted = 0.02 / math.sqrt(2 * depth) if writes else 0.02
+            assert weight.std().item() == pytest.approx(wanted, rel=0.03), name
+
+
+def test_a_pre_norm_decoder_only_adds_positions_to_unscaled_token_vectors():
+    for positions in ("sinusoidal", "learned"):
+        model, tokens = writer(norm="pre", positions=positions), texts()
+        model.decoder, model.decoder_norm = nn.ModuleList(), nn.Identity()
+        places = model.positions.table[:S]
+        torch.testing.assert_close(model.read(tokens), model.embedding(tokens) + places)
+    table = writer(norm="pre", positions="sinusoidal").positions.table
+    torch.testing.assert_close(table, 0.02 * sinusoidal_positions(*table.shape).double())
 
 
 def test_a_decoder_only_comes_back_from_its_state():

@@ -140,6 +140,7 @@ class _TokenModel(nn.Module):
         self.config = config
         table = _TABLES.get(config.positions)
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.scale = math.sqrt(config.d_model)  # of token vectors, Section 3.4
         self.positions = None if table is None else table(config.max_len, config.d_model)
         self.dropout = Dropout(config.dropout)
 
@@ -169,7 +170,7 @@ class _TokenModel(nn.Module):
     def _embed(
         self, name: str, tokens: Tensor, first: int = 0, places: Tensor | None = None
     ) -> Tensor:
-        """Look up sqrt(D) E[token] (Section 3.4) and add its position (Section 3.5)."""
+        """Look up scale * E[token] (Section 3.4) and add its position (Section 3.5)."""
         model = type(self).__name__
         if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
             got = f"{tuple(tokens.shape)} of {tokens.dtype}"
@@ -180,7 +181,7 @@ class _TokenModel(nn.Module):
             if low < 0 or high >= self.config.vocab_size:
                 must = f"lie in 0 to vocab_size - 1 = {self.config.vocab_size - 1}"
                 raise ValueError(f"{model}: {name} tokens must {must}, got {low} to {high}")
-        x = self.embedding(tokens) * math.sqrt(self.config.d_model)  # (B, length, D)
+        x = self.embedding(tokens) * self.scale  # (B, length, D)
         if self.positions is not None:
             x = self.positions(x, first) if places is None else self.positions.at(x, places)
         return self.dropout(x)
@@ -305,13 +306,34 @@ class DecoderOnly(_TokenModel):
     """Score each next token from those before it, in one causal stack without an encoder.
 
     Liu et al. (2018), Section 4.2.3; Radford et al. (2018), Section 3.1. The config's
-    n_decoder_layers count; its n_encoder_layers do not.
+    n_decoder_layers count; its n_encoder_layers do not. With pre-norm the model enters and starts
+    as GPT-2 does, its token vectors not multiplied by sqrt(D): Radford et al. (2019).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.decoder = self._stack(EncoderLayer, config.n_decoder_layers, both=False)
         self.decoder_norm, self.output = self._norm(), self._output()
+        if config.norm == "pre":
+            self._start_as_gpt2()
+        elif config.tie_embeddings:  # a token's own logit must not exceed the others by far
+            top: Any = self.decoder[-1]
+            norm: Any = self.decoder_norm if config.has_final_norm else top.around_feed_forward.norm
+            nn.init.constant_(norm.weight, min(1.0, 4 / math.sqrt(config.d_model)))
+
+    def _start_as_gpt2(self, std: float = 0.02) -> None:
+        """Draw all matrices from N(0, std**2); the more layers, the less each adds at first."""
+        config, self.scale = self.config, 1.0
+        if config.positions == "sinusoidal":  # else they would drown the small token vectors
+            sizes = (config.max_len, config.d_model)
+            self.positions = _positions.SinusoidalPositions(*sizes, amplitude=std)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+        layers: list[Any] = list(self.decoder)
+        for layer in layers:
+            for last in (layer.attention.out_proj, layer.feed_forward.outer):
+                nn.init.normal_(last.weight, std=std / math.sqrt(2 * config.n_decoder_layers))
 
     def forward(
         self, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "#B 1 1 S"] | None = None, *,

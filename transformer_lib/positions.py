@@ -88,11 +88,18 @@ class _PositionTable(nn.Module):
 
 # %% ../chapters/05_positions.ipynb #4cb5e3cc
 class SinusoidalPositions(_PositionTable):
-    """Add to each position its fixed sines and cosines: Vaswani et al. (2017), Section 3.5."""
+    """Add to each position its fixed sines and cosines: Vaswani et al. (2017), Section 3.5.
 
-    def __init__(self, max_len: int, d_model: int, *, base: float = 10_000.0) -> None:
+    Args:
+        max_len, d_model, base: as in sinusoidal_positions.
+        amplitude: what the sines and cosines are multiplied by.
+    """
+
+    def __init__(
+        self, max_len: int, d_model: int, *, base: float = 10_000.0, amplitude: float = 1.0
+    ) -> None:
         super().__init__()
-        table = sinusoidal_positions(max_len, d_model, base=base)
+        table = sinusoidal_positions(max_len, d_model, base=base) * amplitude
         self.register_buffer("table", table, persistent=False)  # a formula: nothing to save
 
 # %% ../chapters/05_positions.ipynb #3e181ac4

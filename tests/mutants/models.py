@@ -1,13 +1,13 @@
 MUTANTS = [
     (
         "embeddings are not scaled by sqrt(D)",
-        "self.embedding(tokens) * math.sqrt(self.config.d_model)",
+        "self.embedding(tokens) * self.scale",
         "self.embedding(tokens)",
     ),
     (
         "embeddings are scaled by D",
-        "self.embedding(tokens) * math.sqrt(self.config.d_model)",
-        "self.embedding(tokens) * self.config.d_model",
+        "self.scale = math.sqrt(config.d_model)",
+        "self.scale = config.d_model",
     ),
     (
         "embeddings keep torch's N(0, 1)",
@@ -156,5 +156,22 @@ MUTANTS = [
         "a writer's cache has room for max_len - 1",
         "return [KVCache(max_len) for",
         "return [KVCache(max_len - 1) for",
+    ),
+    (
+        "a pre-norm decoder-only keeps sqrt(D)",
+        "config, self.scale = self.config, 1.0",
+        "config = self.config",
+    ),
+    ("GPT-2's matrices start larger", "std: float = 0.02", "std: float = 0.05"),
+    (
+        "the layers that write to the stream start like all others",
+        "std=std / math.sqrt(2 * config.n_decoder_layers)",
+        "std=std",
+    ),
+    ("sinusoids drown the small token vectors", "amplitude=std", "amplitude=1.0"),
+    (
+        "a post-norm decoder-only predicts the token that it has read",
+        "min(1.0, 4 / math.sqrt(config.d_model))",
+        "1.0",
     ),
 ]
