@@ -70,6 +70,19 @@ def test_every_pair_gets_the_number_of_its_equation(name):
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=F64))
 
 
+@pytest.mark.parametrize("name", ["bilinear", "additive"])
+@pytest.mark.parametrize("widths", [(KQ, KQ), (KQ, KK), (KK, KQ)])
+def test_learned_scores_follow_their_equations_for_equal_and_unequal_widths(name, widths):
+    score = BilinearScore(*widths) if name == "bilinear" else AdditiveScore(*widths, A)
+    score, query, key = seeded(score), draw(T, widths[0]), draw(S, widths[1])
+    expected = [[one_pair(name, score, q, k) for k in key] for q in query]
+    torch.testing.assert_close(score(query, key), torch.tensor(expected, dtype=F64))
+    # as many queries as keys, and as many as features: no axis may be told by its size
+    query, key = draw(widths[0], widths[0], seed=1), draw(widths[0], widths[1], seed=2)
+    expected = [[one_pair(name, score, q, k) for k in key] for q in query]
+    torch.testing.assert_close(score(query, key), torch.tensor(expected, dtype=F64))
+
+
 @each_score
 def test_leading_axes_are_independent_batches(name):
     score, width = score_named(name)

@@ -360,6 +360,14 @@ def test_gradients_through_the_shares_are_those_of_softmax():
     torch.testing.assert_close(ours, theirs)
 
 
+def test_online_softmax_passes_gradients_through_the_total_alone():
+    scores = (3 * draw(T, S)).requires_grad_()
+    maximum, total = online_softmax(scores.split(3, dim=-1))
+    assert not maximum.requires_grad and total.requires_grad
+    (ours,) = torch.autograd.grad(total.sum(), scores)
+    torch.testing.assert_close(ours, (scores - maximum).exp().detach())
+
+
 def test_gradients_stay_finite_beside_rows_that_see_nothing():
     scores = draw(T, S)
     scores[1], scores[2, :3] = -INF, -INF

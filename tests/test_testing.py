@@ -1,5 +1,6 @@
 """The examiner: right attentions pass, each wrong one is caught by the property that should."""
 
+import functools
 import math
 
 import pytest
@@ -238,6 +239,242 @@ def test_a_leak_in_one_head_of_one_row_is_placed():
     found = {bad.property: bad.where for bad in check_attention(leaky).failures}
     assert found["causality by perturbation"].startswith("batch 1, head 2, query 3, feature ")
     assert found["causality by gradient"] == "batch 1, query 3, key 5"
+
+
+# limits: a fault just beyond one fails, a fault just within passes
+
+
+def nudged(nudge):
+    """A right function on heads, off by `size` times what `nudge` makes of its arguments."""
+
+    def make(size):
+        def attention(query, key, value, mask=None, *, causal=False):
+            out = explicit(query, key, value, mask, causal=causal)
+            return out + size * nudge(out, key, value, causal)
+
+        return attention
+
+    return make
+
+
+def writing(size):
+    def attention(query, key, value, mask=None, *, causal=False):
+        out = explicit(query, key, value, mask, causal=causal)
+        value.data.add_(size)
+        return out
+
+    return attention
+
+
+def everything(out, key, value, causal):
+    return value.sum(-2, keepdim=True).tanh()
+
+
+def constant(out, key, value, causal):
+    return torch.ones_like(out)
+
+
+def in_dtype(dtype):
+    return lambda out, *_: torch.full_like(out, float(out.dtype == dtype))
+
+
+FUNCTION_LIMITS = {
+    "causality by perturbation": (1e-5, nudged(everything)),
+    "padding does not matter": (1e-5, nudged(everything)),
+    "weights sum to one": (1e-5, nudged(constant)),
+    "empty rows are silent": (1e-6, nudged(constant)),
+    "order of queries": (
+        1e-5,
+        nudged(lambda out, *_: torch.linspace(0, 1, out.shape[-2])[:, None].to(out)),
+    ),
+    "order of keys": (1e-5, nudged(lambda out, key, value, _: value[..., 1:2, :].tanh())),
+    "batch independence": (1e-5, nudged(lambda out, key, value, _: out.mean(0, keepdim=True))),
+    "head independence": (1e-5, nudged(lambda out, key, value, _: out.mean(1, keepdim=True))),
+    "works in float16": (8 * 2**-10, nudged(in_dtype(torch.float16))),
+    "works in bfloat16": (8 * 2**-7, nudged(in_dtype(torch.bfloat16))),
+    "works in float32": (8 * 2**-23, nudged(in_dtype(torch.float32))),
+    "agrees with torch": (1e-9, nudged(lambda out, *_: out)),
+}
+
+
+class Off(Heads):
+    """Right but for `size`, in training or where there is a cache."""
+
+    def __init__(self, size, where):
+        super().__init__()
+        self.size, self.where = size, where
+
+    def forward(self, *inputs, cache=None, **options):
+        out = super().forward(*inputs, cache=cache, **options)
+        off = self.training if self.where == "training" else cache is not None
+        return out + self.size * off
+
+
+def off(where):
+    def make(size):
+        torch.manual_seed(0)
+        return Off(size, where)
+
+    return make
+
+
+MODULE_LIMITS = {
+    "cache equals no cache": (1e-5, off("cache")),
+    "same in training and evaluation": (1e-5, off("training")),
+}
+
+
+def ramp(tokens):
+    """One-hot tokens, each times a number of its position."""
+    return F.one_hot(tokens, V) * torch.arange(1.0, 1 + tokens.shape[1])[:, None]
+
+
+def timid(size):
+    """A model that all tokens move, in their order, but only by `size`."""
+
+    def model(source, target, source_mask=None):
+        read = (ramp(source) / 5).sum(1, keepdim=True)
+        return size * (ramp(target).cumsum(1) + read)
+
+    return model
+
+
+def sure_of_one_token(size):
+    return lambda source, target, source_mask=None: size * F.one_hot(target * 0, V)
+
+
+def sure_of_the_answer(size):
+    return lambda source, target, source_mask=None: size * F.one_hot(target.roll(-1, 1), V)
+
+
+def leaking(what):
+    def make(size):
+        def model(source, target, source_mask=None):
+            leak = what(source, target).tanh()
+            return ramp(target).cumsum(1) / 10 + size * leak
+
+        return model
+
+    return make
+
+
+class Offset(Translator):
+    """Right but for `size`, in training or where it decodes in pieces."""
+
+    def __init__(self, size, where):
+        super().__init__()
+        self.size, self.where = size, where
+
+    def forward(self, source, target, *, source_mask=None):
+        off = self.training and self.where == "training"
+        return super().forward(source, target, source_mask=source_mask) + self.size * off
+
+
+def offset(where):
+    def make(size):
+        torch.manual_seed(0)
+        return Offset(size, where)
+
+    return make
+
+
+MODEL_LIMITS = {
+    "causality by perturbation": (1e-5, leaking(lambda s, t: ramp(t).sum(1, keepdim=True) / 99)),
+    "padding does not matter": (1e-5, leaking(lambda s, t: ramp(s).sum(1, keepdim=True) / 99)),
+    "batch independence": (
+        1e-5,
+        leaking(lambda s, t: ramp(t).mean((0, 1), keepdim=True).expand(len(t), t.shape[1], V)),
+    ),
+    "cache equals no cache": (1e-5, offset("cache")),
+    "same in training and evaluation": (1e-5, offset("training")),
+    "the past matters": (-1e-5, timid),
+    "every source token matters": (-1e-5, timid),
+    "order matters": (-1e-5, timid),
+    "initial loss near ln V": (1.5, sure_of_one_token),
+    "initial loss not below ln V": (0.2, sure_of_the_answer),
+}
+
+
+def pieces_off(model, source, source_mask, pieces):
+    return [x + model.size for x in decode_in_pieces(model, source, source_mask, pieces)]
+
+
+@functools.cache
+def properties(kind):
+    report = check_attention(explicit) if kind == "attention" else translate()
+    return {result.property for result in report} - {"accepts the call"}
+
+
+def ask_attention(candidate, name, **options):
+    skip = dict.fromkeys(properties("attention") - {name}, "not asked")
+    report = check_attention(candidate, skip=skip, **options)
+    return next(r for r in report if r.property == name)
+
+
+def ask_model(candidate, name):
+    cached = pieces_off if isinstance(candidate, Offset) else None
+    skip = dict.fromkeys(properties("model") - {name}, "not asked")
+    report = check_model(candidate, vocab_size=V, cached=cached, skip=skip)
+    return next(r for r in report if r.property == name)
+
+
+def at(worst, ask, make):
+    """Scale a fault until the examiner measures a deviation of `worst`, give or take a tenth."""
+    size = worst
+    for _ in range(40):
+        result = ask(make(size))
+        if 0.9 * worst < result.worst < 1.1 * worst:
+            return result
+        size *= math.sqrt(worst / result.worst) if result.worst else 10.0
+    raise AssertionError(f"no fault of {worst}, but of {result.worst} at size {size}")
+
+
+@pytest.mark.parametrize("name", FUNCTION_LIMITS)
+def test_examiner_of_functions_fails_what_is_just_beyond_a_limit(name):
+    limit, make = FUNCTION_LIMITS[name]
+    for factor, verdict in ((1.25, "FAIL"), (0.8, "pass")):
+        result = at(factor * limit, lambda candidate: ask_attention(candidate, name), make)
+        assert result.verdict == verdict, result
+
+
+@pytest.mark.parametrize("name", MODULE_LIMITS)
+def test_examiner_of_modules_fails_what_is_just_beyond_a_limit(name):
+    limit, make = MODULE_LIMITS[name]
+    options = {"d_model": D, "make_cache": Cache}
+    for factor, verdict in ((1.25, "FAIL"), (0.8, "pass")):
+        result = at(factor * limit, lambda c: ask_attention(c, name, **options), make)
+        assert result.verdict == verdict, result
+
+
+@pytest.mark.parametrize("name", MODEL_LIMITS)
+def test_examiner_of_models_fails_what_is_just_beyond_a_limit(name):
+    limit, make = MODEL_LIMITS[name]
+    beyond = (0.8, 1.25) if limit < 0 else (1.25, 0.8)  # below 0: so much must move at least
+    for factor, verdict in zip(beyond, ("FAIL", "pass"), strict=True):
+        result = at(factor * abs(limit), lambda candidate: ask_model(candidate, name), make)
+        assert result.verdict == verdict, result
+
+
+def from_later_keys(out, key, value, causal):
+    return value.sum(-2, keepdim=True) * causal
+
+
+def from_every_key(out, key, value, causal):
+    return value.sum(-2, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("causality by gradient", nudged(from_later_keys)),
+        ("last query sees last key", nudged(from_later_keys)),
+        ("True means may attend", nudged(from_every_key)),
+        ("inputs stay unchanged", writing),
+    ],
+)
+def test_examiner_allows_no_deviation_where_the_limit_is_zero(name, make):
+    result = ask_attention(make(1e-6), name)
+    assert result.verdict == "FAIL" and 0 < result.worst < 1e-4
 
 
 # the examination itself

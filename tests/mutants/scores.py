@@ -116,4 +116,9 @@ MUTANTS = [
         "if min(d_query, d_key, d_hidden) < 1:",
         "if min(d_query, d_key) < 1:",
     ),
+    (
+        "bilinear matrix transposed where the widths are equal",
+        "return query @ self.weight @ key.mT",
+        "w = self.weight\n        return query @ (w.T if w.shape[0] == w.shape[1] else w) @ key.mT",
+    ),
 ]

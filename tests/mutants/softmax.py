@@ -186,4 +186,9 @@ MUTANTS = [
         "    if maximum is None:\n        raise",
         "    if maximum is False:\n        raise",
     ),
+    (
+        "the running maximum carries a gradient",
+        "higher = torch.maximum(maximum, scores.detach().amax(-1, keepdim=True))",
+        "higher = torch.maximum(maximum, scores.amax(-1, keepdim=True))",
+    ),
 ]

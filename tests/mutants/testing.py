@@ -171,4 +171,79 @@ MUTANTS = [
         "if unknown := sorted(set(skip or {}) - known):",
         "if unknown := []:",
     ),
+    (
+        "limit too high: cache equals no cache",
+        '@_property("cache equals no cache", 1e-5, _ATTENTION, _MODEL, needs=("cache"',
+        '@_property("cache equals no cache", 1e-4, _ATTENTION, _MODEL, needs=("cache"',
+    ),
+    (
+        "limit too high: initial loss near ln V",
+        '@_property("initial loss near ln V", 1.5',
+        '@_property("initial loss near ln V", 3.0',
+    ),
+    (
+        "limit too high: initial loss not below ln V",
+        '@_property("initial loss not below ln V", 0.2',
+        '@_property("initial loss not below ln V", 0.4',
+    ),
+    (
+        "limit too high: weights sum to one",
+        '@_property("weights sum to one", 1e-5',
+        '@_property("weights sum to one", 1e-4',
+    ),
+    (
+        "limit too high: head independence",
+        '@_property("head independence", 1e-5',
+        '@_property("head independence", 1e-4',
+    ),
+    (
+        "limit too high: batch independence",
+        '@_property("batch independence", 1e-5',
+        '@_property("batch independence", 1e-4',
+    ),
+    (
+        "limit too high: order of keys",
+        '@_property("order of keys", 1e-5',
+        '@_property("order of keys", 1e-4',
+    ),
+    (
+        "limit too high: order of queries",
+        '@_property("order of queries", 1e-5',
+        '@_property("order of queries", 1e-4',
+    ),
+    (
+        "limit too high: padding does not matter",
+        '@_property("padding does not matter", 1e-5',
+        '@_property("padding does not matter", 1e-4',
+    ),
+    (
+        "limit too high: same in training and evaluation",
+        '@_property("same in training and evaluation", 1e-5',
+        '@_property("same in training and evaluation", 1e-4',
+    ),
+    (
+        "limit too high: empty rows are silent",
+        '@_property("empty rows are silent", 1e-6',
+        '@_property("empty rows are silent", 1e-5',
+    ),
+    (
+        "limit too high: agrees with torch",
+        '@_property("agrees with torch", 1e-9',
+        '@_property("agrees with torch", 1e-8',
+    ),
+    (
+        "limit too low: every source token matters",
+        '@_property("every source token matters", -1e-5, _MODEL',
+        '@_property("every source token matters", -1e-6, _MODEL',
+    ),
+    (
+        "limit too low: order matters",
+        '@_property("order matters", -1e-5, _MODEL',
+        '@_property("order matters", -1e-6, _MODEL',
+    ),
+    (
+        "limit too low: the past matters",
+        '@_property("the past matters", -1e-5, _MODEL',
+        '@_property("the past matters", -1e-6, _MODEL',
+    ),
 ]
