@@ -74,14 +74,14 @@ def test_number_names_holds_out_random_numbers_of_the_same_kind():
 @pytest.mark.slow
 @pytest.mark.plain
 def test_number_names_is_learned(tmp_path):
-    """Nearly all held-out numbers come out exactly right after the recipe's own steps."""
+    """Half of the recipe's steps make nearly all held-out numbers come out exactly right."""
     recipe = RECIPES["number-names"]
+    plan = dataclasses.replace(recipe.training, n_steps=300)
+    recipe = dataclasses.replace(recipe, training=plan)
     tokenizer, data, validation = recipe.batches()
     torch.manual_seed(recipe.training.seed)
     model = Transformer(recipe.config(tokenizer))
-    Trainer(model, data, recipe.training, validation=validation, folder=tmp_path / "a").fit()
-    trainer = Trainer(model, data, recipe.training, validation=validation, folder=tmp_path / "a")
-    assert trainer.resume()
+    trainer = Trainer(model, data, plan, validation=validation, folder=tmp_path / "a").fit()
     translator = Translator.load(export_model(trainer, tokenizer, tmp_path / "export"))
     sources, targets = zip(*recipe.pairs("val"), strict=True)
     found = translator(sources, beam=1)
