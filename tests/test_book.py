@@ -638,6 +638,12 @@ def test_labels_are_found_where_they_are_written():
     assert sorted(labels("x", text)) == ["ch-x", "eq-x-1", "ex-x-1"]
 
 
+def test_no_progress_bar_asks_for_widgets():
+    # tqdm.auto warns on every page of a reader who has no ipywidgets.
+    files = [*ROOT.glob("chapters/*.ipynb"), *ROOT.glob("transformer_lib/*.py")]
+    assert not [f.name for f in files if re.search(r"tqdm\.(auto|notebook)", f.read_text("utf-8"))]
+
+
 def test_labels_are_unique_in_the_book():
     seen = {}
     for page, label in all_labels():

@@ -263,7 +263,7 @@ def test_lines_of_code_are_counted_without_their_explanations():
 # One idea fits 250 lines of code. The conformance kit is one idea with a check for each of many
 # properties; the trainer is one loop, with all that lets it be stopped anywhere; text is tokens and
 # their batches, devices what one process and several of them differ in.
-LONGER = {"testing": 500, "trainer": 400, "text": 310, "devices": 280}
+LONGER = {"testing": 500, "trainer": 400, "text": 340, "devices": 280, "translation": 280}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -21,6 +21,7 @@ from transformer_lib.plots import (
     head_grid,
     matrix_plot,
     position_plot,
+    results_folder,
     training_curves,
     use_book_style,
 )
@@ -483,3 +484,18 @@ def test_wrong_axes_and_masks_are_refused_with_shapes():
         attention_heatmap(weights(T, S), mask=torch.ones(S, T, dtype=torch.bool))
     with pytest.raises(ValueError, match="mask must be boolean .True = may attend., got float32"):
         attention_heatmap(weights(T, S), mask=torch.ones(T, S))
+
+
+# Recorded runs
+
+
+def test_results_are_found_beside_the_chapters_or_the_way_to_them_is_told(tmp_path, monkeypatch):
+    (tmp_path / "chapters").mkdir()
+    monkeypatch.chdir(tmp_path / "chapters")
+    with pytest.raises(FileNotFoundError, match=r"`!git clone https://\S+` and `%cd \S+/chapters`"):
+        results_folder()
+    (tmp_path / "results").mkdir()  # of something else: without a record
+    with pytest.raises(FileNotFoundError, match="the recorded runs are in the repository"):
+        results_folder()
+    (tmp_path / "results" / "bench.json").write_text("{}")
+    assert results_folder().resolve() == tmp_path / "results"

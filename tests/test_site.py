@@ -247,8 +247,7 @@ def test_no_page_shows_an_error(page):
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_no_warning_is_lost(page):
-    # What a cell writes to stderr is not on its page. One message is known: tqdm would like
-    # widgets, and does without.
+    # What a cell writes to stderr is not on its page.
     notebook = json.loads((EXECUTED / f"{Path(page).name}.ipynb").read_text())
     said = [
         "".join(output["text"])
@@ -256,7 +255,6 @@ def test_no_warning_is_lost(page):
         if cell["cell_type"] == "code"
         for output in cell["outputs"]
         if output.get("name") == "stderr"
-        and "TqdmWarning: IProgress not found" not in "".join(output["text"])
     ]
     assert said == []
 

@@ -233,7 +233,7 @@ def parallel_lines(source: str, target: str) -> tuple[list, list]:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     from .devices import joined
     from .models import Transformer
