@@ -363,8 +363,9 @@ def load_full_state(
         if name not in named or x.dim() and x.shape != named[name].shape:
             odd.add(key)
         moments.setdefault(name, {})[kind] = x
-    kinds = {kind for found in moments.values() for kind in found}
-    odd |= {f"{name}.{kind}" for name, found in moments.items() for kind in kinds - found.keys()}
+    if not odd:  # each parameter has all moments, or none yet
+        kinds = {kind for found in moments.values() for kind in found}
+        odd = {f"{name}.{kind}" for name, found in moments.items() for kind in kinds - {*found}}
     if odd:
         must = "names and shapes must be those of the model"
         raise ValueError(f"load_full_state: {must}, got others: {', '.join(sorted(odd)[:3])}")
@@ -440,10 +441,10 @@ class StopRequest:
 
         main = threading.current_thread() is threading.main_thread()
         wanted = [signal.SIGINT, signal.SIGTERM] if main else []
-        fatal = [getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1") if main]
-        wanted += [
-            number for number in fatal if number and signal.getsignal(number) == signal.SIG_DFL
-        ]
+        for name in ("SIGHUP", "SIGUSR1"):
+            number = getattr(signal, name, None)  # Windows has neither
+            if main and number and signal.getsignal(number) == signal.SIG_DFL:
+                wanted.append(number)
         before = {number: signal.signal(number, note) for number in wanted}
         try:
             yield

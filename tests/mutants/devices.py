@@ -213,8 +213,8 @@ MUTANTS = [
     ("a polite kill not heard", "[signal.SIGINT, signal.SIGTERM]", "[signal.SIGINT]"),
     (
         "a signal heard that is ignored",
-        "if number and signal.getsignal(number) == signal.SIG_DFL",
-        "if number",
+        "if main and number and signal.getsignal(number) == signal.SIG_DFL",
+        "if main and number",
     ),
     (
         "moments in the order of the file",
