@@ -85,6 +85,7 @@ def ending(folder):
     newest = checkpoints(folder)[0]
     record = json.loads((newest / "checkpoint.json").read_text().rsplit("\n", 2)[0])
     assert record["step"] == int(newest.name.removeprefix("step-"))
+    del record["state"]["provenance"]  # the command, which may differ
     return {"step": record["step"], "log": log(folder)} | {k: record[k] for k in ("files", "state")}
 
 

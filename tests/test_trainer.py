@@ -17,18 +17,27 @@ import pytest
 import torch
 import train_tiny
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_tiny import batches, model
 
 from transformer_lib import trainer as module
-from transformer_lib.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_records
+from transformer_lib.checkpoints import (
+    CheckpointError,
+    checkpoints,
+    load_checkpoint,
+    read_records,
+    save_checkpoint,
+)
 from transformer_lib.devices import Place
 from transformer_lib.objectives import SCHEDULES, MovingAverage, translation_loss
+from transformer_lib.text import BlockBatches, PairBatches
 from transformer_lib.trainer import (
     LOG,
     NonFiniteLoss,
     Trainer,
     TrainingConfig,
     make_optimizer,
+    provenance,
     tensorboard_log,
 )
 
@@ -73,20 +82,40 @@ def assert_equal(ours, theirs):
         ({"save_every": -1}, "save_every must be an integer of at least 1, got -1"),
         ({"validate_every": 0}, "validate_every must be an integer of at least 1, got 0"),
         ({"patience": 0, "validate_every": 1}, "patience must be an integer of at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0 and finite, got 0.0"),
         ({"schedule": "step"}, f"schedule must be one of {tuple(SCHEDULES)}, got 'step'"),
-        ({"warmup": 8}, "warmup must be in 0 to n_steps = 7, got 8"),
-        ({"warmup": -1}, "warmup must be in 0 to n_steps = 7, got -1"),
+        ({"warmup": 8}, "warmup must be an integer in 0 to n_steps = 7, got 8"),
+        ({"warmup": -1}, "warmup must be an integer in 0 to n_steps = 7, got -1"),
         ({"smoothing": 1.0}, "smoothing must be at least 0 and below 1, got 1.0"),
-        ({"max_norm": 0.0}, "max_norm must be above 0, got 0.0"),
-        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"max_norm": 0.0}, "max_norm must be above 0 and finite, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
         ({"average": 1.0}, "average must be at least 0 and below 1, got 1.0"),
-        ({"precision": "fp8"}, "precision must be auto or ['fp32', 'bf16', 'fp16'], got 'fp8'"),
+        (
+            {"precision": "fp8"},
+            "precision must be one of ('auto', 'fp32', 'bf16', 'fp16'), got 'fp8'",
+        ),
+        ({"learning_rate": math.inf}, "learning_rate must be above 0 and finite, got inf"),
+        ({"weight_decay": math.nan}, "weight_decay must be at least 0 and finite, got nan"),
+        ({"max_norm": math.inf}, "max_norm must be above 0 and finite, got inf"),
+        ({"epsilon": 0.0}, "epsilon must be above 0 and finite, got 0.0"),
+        ({"betas": (0.9, 1.0)}, "betas must be two numbers in [0, 1), got (0.9, 1.0)"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"patience": 2}, "patience must be None where validate_every is None, got 2"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=re.escape(f"TrainingConfig: {message}")):
+        TrainingConfig(**{"n_steps": 7} | changes)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "changes",
+    [{"compile": "no"}, {"recompute": 1}, {"seed": None}, {"seed": True}, {"n_steps": True},
+     {"learning_rate": "1"}, {"learning_rate": True}, {"warmup": 0.5}, {"betas": (0.9,)}],
+)  # fmt: skip
+def test_config_refuses_settings_of_another_type(changes):
+    with pytest.raises(ValueError, match=f"TrainingConfig: {[*changes][0]} must be "):
         TrainingConfig(**{"n_steps": 7} | changes)
 
 
@@ -412,7 +441,7 @@ def test_no_good_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
     make(tmp_path, validate_every=None).fit(2)
     (path,) = checkpoints(tmp_path)
     (path / "model.safetensors").unlink()
-    got = f"one checkpoint at least must be good, got ['{path}']"
+    got = f"no checkpoint is good, got ['{path}']"
     with pytest.warns(UserWarning), pytest.raises(CheckpointError, match=re.escape(got)):
         make(tmp_path).resume()
 
@@ -420,8 +449,8 @@ def test_no_good_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
 def test_a_training_is_not_written_into_the_folder_of_another(tmp_path):
     make(tmp_path, validate_every=None).fit(2)
     records = timeless(tmp_path)
-    got = f"a folder must be empty, or be resumed from, got {tmp_path / 'step-00000002'}"
-    with pytest.raises(ValueError, match=re.escape(f"Trainer.fit: {got}")):
+    got = f"{tmp_path} already holds checkpoints; call resume() or choose another folder"
+    with pytest.raises(ValueError, match=re.escape(got)):
         make(tmp_path, validate_every=None).fit()
     assert timeless(tmp_path) == records
 
@@ -429,13 +458,14 @@ def test_a_training_is_not_written_into_the_folder_of_another(tmp_path):
 def test_another_training_is_refused_with_the_settings_that_differ(tmp_path):
     make(tmp_path, validate_every=None).fit(1)
     path = re.escape(str(checkpoints(tmp_path)[0]))
-    expected = f"Trainer.resume: {path} must be of this model and TrainingConfig, got "
+    expected = f"Trainer.resume: {path} is of another run: "
+    what_to_do = "; use what that run used, or choose another folder$"
     found = "training.learning_rate = 0.01 there and 0.02 here; "
     found += "training.warmup = 4 there and 2 here"
-    with pytest.raises(ValueError, match=expected + found + "$"):
+    with pytest.raises(ValueError, match=expected + found + what_to_do):
         make(tmp_path, validate_every=None, learning_rate=0.02, warmup=2).resume()
     found = "model.config.dropout = 0.1 there and 0.2 here"
-    with pytest.raises(ValueError, match=expected + found + "$"):
+    with pytest.raises(ValueError, match=expected + found + what_to_do):
         make(tmp_path, validate_every=None, dropout=0.2).resume()
 
 
@@ -468,20 +498,265 @@ def test_any_module_can_be_trained_and_its_lines_are_compared(tmp_path):
         bigrams(tmp_path, width=9).resume()
 
 
-def test_a_checkpoint_without_a_scaler_can_be_taken_up_in_fp16(tmp_path, monkeypatch):
-    options = {"precision": "auto", "validate_every": None}
-    make(tmp_path, **options).fit(2)
+def test_resume_compares_the_precision_that_auto_stands_for(tmp_path, monkeypatch):
+    options = {"validate_every": None}
+    make(tmp_path, precision="auto", **options).fit(2)
+    assert make(tmp_path, precision="fp32", **options).resume()
     monkeypatch.setattr(module, "choose_precision", lambda device: "fp16")
-    half = make(tmp_path, **options)
-    assert half.resume() and half.precision == "fp16"
-    half.fit(3)
+    with pytest.raises(ValueError, match="precision = 'fp32' there and 'fp16' here; use what"):
+        make(tmp_path, precision="auto", **options).resume()
+
+
+def test_the_scale_of_fp16_is_resumed(tmp_path):
+    options = {"precision": "fp16", "validate_every": None}
+    half = make(tmp_path, **options).fit(3)
     half.scaler.update(1234.0)
     half.save()
     again = make(tmp_path, **options)
     assert again.resume() and again.scaler.state_dict()["scale"] == 1234.0
+
+
+def test_resume_accepts_what_changes_no_step(tmp_path):
+    options = {"validate_every": 2, "save_every": 2, "patience": 3, "schedule": "constant"}
+    make(tmp_path, **options).fit(4)
+    changed = {"validate_every": 3, "save_every": 5, "patience": None, "recompute": True}
+    longer = make(tmp_path, **options | changed | {"n_steps": 20})
+    assert longer.resume() and longer.step == 4
+    assert longer.fit(5).step == 5
+
+
+@pytest.mark.parametrize("until, same", [(3, True), (4, True), (5, False)])
+def test_resume_accepts_more_steps_while_the_schedule_is_the_same_so_far(until, same, tmp_path):
+    options = {"schedule": "linear", "warmup": 4, "validate_every": None}
+    make(tmp_path, **options).fit(until)
+    longer = make(tmp_path, n_steps=20, **options)
+    if same:
+        assert longer.resume()
+    else:
+        with pytest.raises(ValueError, match="training.n_steps = 12 there and 20 here"):
+            longer.resume()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_tokens": 40}, {"shuffle": False}, {"n": 47}, {"seed": 7}]
+)
+def test_resume_refuses_other_data(changes, tmp_path):
+    make(tmp_path, validate_every=None).fit(2)
+    with pytest.raises(ValueError, match="data.fingerprint = '.*' there and '.*' here"):
+        make(tmp_path, validate_every=None, data=batches(**changes)).resume()
+
+
+def test_resume_takes_data_and_checkpoints_without_a_fingerprint(tmp_path):
+    make(tmp_path, validate_every=None).fit(2)
+    tensors, state = load_checkpoint(checkpoints(tmp_path)[0])
+    assert state["fingerprint"] == batches().fingerprint()
+    del state["fingerprint"], state["provenance"]  # as the first version wrote it
+    state["best"] = [math.inf, 0]
+    save_checkpoint(tmp_path, 2, tensors, state)
+    assert make(tmp_path, validate_every=None, data=batches(seed=7)).resume()
+
+
+def test_block_batches_tell_other_data_and_sizes_by_their_fingerprint():
+    text = torch.arange(3, 103)
+    options = {"block": 4, "batch_size": 2}
+    known = BlockBatches(text, **options).fingerprint()
+    assert BlockBatches(text, **options).fingerprint() == known
+    for other in ({"block": 5}, {"batch_size": 3}, {"seed": 1}):
+        assert BlockBatches(text, **options | other).fingerprint() != known
+    assert BlockBatches(text + 1, **options).fingerprint() != known
+
+
+@pytest.mark.parametrize("group", ["model", "optimizer", "random", "average"])
+def test_resume_names_a_group_that_a_checkpoint_lacks(group, tmp_path):
+    make(tmp_path, validate_every=None).fit(2)
+    path = checkpoints(tmp_path)[0]
+    tensors, state = load_checkpoint(path)
+    del tensors[group]
+    save_checkpoint(tmp_path, 2, tensors, state)
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} lacks {group}, so another")):
+        make(tmp_path, validate_every=None).resume()
+
+
+@pytest.mark.parametrize("entry", ["data", "best", "average", "scaler", "training", "model"])
+def test_resume_names_an_entry_that_a_checkpoint_lacks(entry, tmp_path):
+    make(tmp_path, validate_every=None).fit(2)
+    path = checkpoints(tmp_path)[0]
+    tensors, state = load_checkpoint(path)
+    del state[entry]
+    save_checkpoint(tmp_path, 2, tensors, state)
+    with pytest.raises(CheckpointError, match=re.escape(f"{path} lacks {entry}, so another")):
+        make(tmp_path, validate_every=None).resume()
+
+
+# Found before the first step
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("row", [[5] * 40, [5, 40]])  # too long, and beyond the vocabulary
+def test_fit_tries_the_hardest_rows_before_the_first_step(side, row, tmp_path):
+    sides = [[*train_tiny.rows(400)], [*train_tiny.rows(400)]]
+    sides[side][137] = row
+    trainer = make(tmp_path, data=PairBatches(*sides, max_tokens=64), validate_every=None)
+    generator = torch.get_rng_state()
+    with pytest.raises((ValueError, IndexError)):
+        trainer.fit()
+    assert trainer.step == 0 and not (tmp_path / LOG).exists()
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(p.grad is None for p in trainer.bare.parameters())
+
+
+def test_fit_tries_the_widest_validation_batch_before_the_first_step():
+    held_out = [*batches(seed=1, shuffle=False), *PairBatches([[5] * 40], [[5]], max_tokens=64)]
+    trainer = make(validation=held_out)
+    with pytest.raises(ValueError):
+        trainer.fit()
+    assert trainer.step == 0
+
+
+def test_block_batches_try_the_highest_id_and_its_block():
+    text = torch.arange(3, 103)
+    text[50] = 999
+    for place in (0, 50, 99):
+        text = torch.full((100,), 7)
+        text[place] = 999
+        tried = BlockBatches(text, block=4, batch_size=2).trial_batch()
+        assert 999 in tried.inputs or 999 in tried.labels
+
+
+def test_fit_says_before_the_first_step_that_the_disk_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=7))
+    trainer = make(tmp_path, validate_every=None)
+    with pytest.raises(CheckpointError, match=f"cannot write {tmp_path}: .* and 7 are free"):
+        trainer.fit()
+    assert trainer.step == 0
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    other = make(tmp_path, validate_every=None)
+    said = []
+
+    def intrude(record):
+        for call in (other.resume, other.fit, other.save):
+            with pytest.raises(CheckpointError, match="in use by another run; stop it or choose"):
+                call()
+            said.append(call)
+
+    make(tmp_path, log=intrude, validate_every=None).fit(2)
+    assert len(said) == 6
+    assert other.resume() and other.fit(3).step == 3
+
+
+def test_a_folder_that_is_a_file_is_refused_by_name(tmp_path):
+    (tmp_path / "run").write_text("")
+    for call in ("resume", "fit", "save"):
+        with pytest.raises(CheckpointError, match="run: File exists; choose another folder"):
+            getattr(make(tmp_path / "run", validate_every=None), call)()
+
+
+def test_fp16_that_overflows_for_ever_ends_with_an_error(tmp_path):
+    def loss(net, batch, smoothing):
+        return (translation_loss(net, batch) * 0).sqrt() + 3.0  # its gradient is not finite
+
+    trainer = make(tmp_path, n_steps=99, precision="fp16", loss=loss, validate_every=None)
+    before = weights(trainer)
+    with pytest.raises(NonFiniteLoss, match="in 20 consecutive steps, .* use precision='bf16'"):
+        trainer.fit()
+    assert trainer.step == 19
+    assert_equal(weights(trainer), before)
+    assert [r["gradient_norm"] for r in read_records(tmp_path / LOG)] == 19 * [None]
+
+
+def test_fp16_steps_left_out_are_counted_in_a_row_only():
+    trainer, batch = make(precision="fp16"), next(iter(batches()))
+    trainer._n_skipped = 19
+    assert math.isfinite(trainer.update(batch)["gradient_norm"])
+    assert trainer._n_skipped == 0
+
+
+def test_training_and_validation_make_no_float64_tensor(tmp_path):
+    """Apple's GPUs have no such tensors."""
+
+    class Refuse(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            found = function(*arguments, **options or {})
+            for x in found if isinstance(found, tuple | list) else [found]:
+                assert not (isinstance(x, torch.Tensor) and x.dtype == torch.float64), function
+            return found
+
+    first, again = (make(tmp_path, accumulate=2, validate_every=2) for _ in range(2))
+    with Refuse():
+        first.fit(4)
+        assert again.resume() and again.fit(6).step == 6
+
+
+@pytest.mark.bad_input
+def test_data_without_the_methods_is_refused_by_type():
+    loader = torch.utils.data.DataLoader([1, 2])
+    with pytest.raises(TypeError, match="data must have the methods endless, .* got DataLoader"):
+        make(data=loader)
+    with pytest.raises(TypeError, match="validation must be a list of batches, got generator"):
+        make(validation=(batch for batch in batches()))
+
+
+def test_validation_on_resumable_batches_is_the_first_epoch_and_moves_nothing():
+    held, data = batches(seed=1, shuffle=False), batches()
+    expected = make(validation=list(batches(seed=1, shuffle=False))).validate()
+    next(iter(held))
+    assert make(validation=held).validate() == expected
+    assert held.state_dict() == {"epoch": 0, "next": 1}
+    make(data=data, validation=data, validate_every=1).fit(4)
+    assert data.state_dict() == {"epoch": 0, "next": 4}
+
+
+def test_an_equal_validation_is_no_better():
+    trainer = make()
+    first = trainer.validate()
+    trainer.step = 5
+    assert trainer.validate() == first and trainer.best_step == 0
+
+
+def test_gradients_of_two_processes_average_to_those_of_the_whole_batch():
+    batch, found = next(iter(batches())), []
+    places = [Place(), Place(rank=0, size=2), Place(rank=1, size=2)]
+    for place in places:
+        trainer = make(place=place, dropout=0.0, dtype="float64")
+        trainer._backward(batch)
+        found.append(torch.cat([p.grad.flatten() for p in trainer.bare.parameters()]))
+    torch.testing.assert_close((found[1] + found[2]) / 2, found[0])
+
+
+def test_a_checkpoint_says_what_computed_it(tmp_path):
+    make(tmp_path, validate_every=None).fit(2)
+    again = make(tmp_path, validate_every=None)
+    again.resume()
+    again.fit(3)
+    (session,) = load_checkpoint(checkpoints(tmp_path)[0])[1]["provenance"]
+    assert session == json.loads(json.dumps(provenance(torch.device("cpu")))) | {
+        "processes": 1, "precision": "fp32", "seed": 0, "from_step": 0,
+    }  # fmt: skip
+    assert session["threads"] == torch.get_num_threads() and session["device"]
+    assert session["versions"]["torch"] == torch.__version__
+    torch.set_num_threads(2)
+    try:
+        third = make(tmp_path, validate_every=None)
+        third.resume()
+        third.fit(4)
+    finally:
+        torch.set_num_threads(1)
+    sessions = load_checkpoint(checkpoints(tmp_path)[0])[1]["provenance"]
+    assert [(s["from_step"], s["threads"]) for s in sessions] == [(0, 1), (3, 2)]
+
+
+def test_progress_is_printed_in_lines_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(module, "_SECONDS", 0.0)
+    make(validate_every=2).fit(3)
+    said = capsys.readouterr().out
+    line = r"step 1 of 3, loss \d\.\d{3}, [\d,]+ tokens/s, \d\d:\d\d left\n"
+    assert re.search(line, said)
+    assert re.search(r"step 2 of 3, validation loss \d\.\d{3}\n", said)
     monkeypatch.undo()
-    single = make(tmp_path, **options)
-    assert single.resume() and single.fit(4).step == 4
+    make(validate_every=None).fit(3)
+    assert "tokens/s" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

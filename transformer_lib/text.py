@@ -8,6 +8,7 @@ __all__ = ['PAD', 'BEGIN', 'END', 'UNKNOWN', 'SPECIALS', 'Tokenizer', 'Batch', '
            'BlockBatches']
 
 # %% ../chapters/08_text.ipynb #2dd7c19b
+import hashlib
 import json
 import os
 import re
@@ -331,6 +332,22 @@ class ResumableBatches:
         """Return the batch of an item."""
         raise NotImplementedError
 
+    def trial_batch(self) -> Any:
+        """Return a batch as hard for a model as any: longest rows, highest ids."""
+        return self.make(self.order(0)[0])
+
+    def content(self) -> list[Any]:
+        """List the numbers and tensors that decide which batches come."""
+        return [self.seed]
+
+    def fingerprint(self) -> str:
+        """Hash the content, so that a run can tell whether it resumes on the same data."""
+        digest = hashlib.sha256(type(self).__name__.encode())
+        for part in self.content():
+            is_tensor = isinstance(part, Tensor)
+            digest.update(part.numpy().tobytes() if is_tensor else repr(part).encode())
+        return digest.hexdigest()[:16]
+
     def __len__(self) -> int:
         """Number of batches in the epoch that the state is in."""
         return len(self._items())
@@ -447,6 +464,22 @@ class PairBatches(ResumableBatches):
         lengths = self._sources.lengths[which]
         return Batch(self._sources.padded(which), self._targets.padded(which), lengths)
 
+    def trial_batch(self) -> Batch:
+        """Return the batch of the longest pair, with the rows of the highest ids added."""
+        rows = [int(self._longest.argmax())]
+        for side in (self._sources, self._targets):
+            highest = side.ids.argmax()
+            rows.append(int(side.lengths.argmax()))
+            rows.append(int(torch.searchsorted(side.starts, highest, right=True)) - 1)
+        batch = next(item for item in self.order(0) if rows[0] in item)
+        return self.make(np.union1d(batch, rows))
+
+    def content(self) -> list[Any]:
+        """List the sizes, the order and the rows."""
+        sides = (self._sources, self._targets)
+        rows = [x for side in sides for x in (side.lengths, side.ids)]
+        return [self.seed, self.max_tokens, self.shuffle, *rows]
+
 # %% ../chapters/08_text.ipynb #5cc2a1a5
 @dataclass(frozen=True, eq=False, repr=False)
 class Blocks:
@@ -514,3 +547,13 @@ class BlockBatches(ResumableBatches):
         places = torch.from_numpy(item)[:, None] + torch.arange(self.block + 1)  # (B, T + 1)
         rows = self._tokens[places]
         return Blocks(rows[:, :-1], rows[:, 1:])
+
+    def trial_batch(self) -> Blocks:
+        """Return a batch of an epoch, with the block of the highest id added."""
+        n_starts = len(self._tokens) - self.block
+        start = min(int(self._tokens.argmax()), n_starts - 1)
+        return self.make(np.union1d(self.order(0)[0], [start]))
+
+    def content(self) -> list[Any]:
+        """List the sizes, the seed and the text."""
+        return [self.seed, self.block, self.batch_size, self._tokens]

@@ -5,7 +5,7 @@ moment, and goes on to the bit."""
 
 # %% auto #0
 __all__ = ['Loss', 'LOG', 'TrainingConfig', 'TrainingBatch', 'Batches', 'NonFiniteLoss', 'make_optimizer', 'Trainer',
-           'tensorboard_log']
+           'provenance', 'tensorboard_log']
 
 # %% ../chapters/09_trainer.ipynb #a6a6007e
 import dataclasses
@@ -13,10 +13,14 @@ import hashlib
 import json
 import math
 import os
+import shlex
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -30,7 +34,9 @@ from transformer_lib.checkpoints import (
     append_record,
     checkpoints,
     forget_records,
+    library_versions,
     load_checkpoint,
+    locked_folder,
     newest_good,
     prune,
     save_checkpoint,
@@ -42,6 +48,7 @@ from transformer_lib.devices import (
     autocast,
     best_device,
     choose_precision,
+    device_name,
     fill,
     full_state,
     holding_back,
@@ -55,6 +62,7 @@ from transformer_lib.devices import (
     whole,
 )
 from .objectives import SCHEDULES, MovingAverage, translation_loss
+from .text import ResumableBatches
 
 # %% ../chapters/09_trainer.ipynb #b1413cb6
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,26 +104,60 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        def require(name: str, holds: bool, must: str) -> None:
-            if not holds:
-                got = getattr(self, name)
-                raise ValueError(f"TrainingConfig: {name} must be {must}, got {got!r}")
-
         for name in ("n_steps", "accumulate", "save_every", "validate_every", "patience"):
             value = getattr(self, name)
             optional = name in ("validate_every", "patience") and value is None
-            whole = isinstance(value, int) and value >= 1
-            require(name, optional or whole, "an integer of at least 1")
-        require("learning_rate", self.learning_rate > 0, "above 0")
-        require("schedule", self.schedule in SCHEDULES, f"one of {tuple(SCHEDULES)}")
-        require("warmup", 0 <= self.warmup <= self.n_steps, f"in 0 to n_steps = {self.n_steps}")
-        require("smoothing", 0 <= self.smoothing < 1, "at least 0 and below 1")
-        require("max_norm", self.max_norm is None or self.max_norm > 0, "above 0")
-        require("weight_decay", self.weight_decay >= 0, "at least 0")
-        require("average", self.average is None or 0 <= self.average < 1, "at least 0 and below 1")
-        require("precision", self.precision in ("auto", *PRECISIONS), f"auto or {[*PRECISIONS]}")
-        heeded = self.patience is None or self.validate_every is not None
-        require("patience", heeded, "None where validate_every is None")
+            if not optional and (type(value) is not int or value < 1):
+                raise ValueError(
+                    f"TrainingConfig: {name} must be an integer of at least 1, got {value!r}"
+                )
+        for name in ("compile", "recompute"):
+            value = getattr(self, name)
+            if type(value) is not bool:
+                raise ValueError(f"TrainingConfig: {name} must be True or False, got {value!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(
+                f"TrainingConfig: seed must be an integer of at least 0, got {self.seed!r}"
+            )
+        limits: dict[str, tuple[str, Callable[[float], bool]]] = {
+            "learning_rate": ("above 0 and finite", lambda x: 0 < x < math.inf),
+            "smoothing": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+            "max_norm": ("above 0 and finite", lambda x: 0 < x < math.inf),
+            "epsilon": ("above 0 and finite", lambda x: 0 < x < math.inf),
+            "weight_decay": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
+            "average": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+        }
+        for name, (limit, holds) in limits.items():
+            value = getattr(self, name)
+            optional = name in ("max_norm", "average") and value is None
+            if not optional and not (_is_number(value) and holds(value)):
+                raise ValueError(f"TrainingConfig: {name} must be {limit}, got {value!r}")
+        betas = self.betas
+        if len(betas) != 2 or not all(_is_number(x) and 0 <= x < 1 for x in betas):
+            raise ValueError(f"TrainingConfig: betas must be two numbers in [0, 1), got {betas!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"TrainingConfig: schedule must be one of {tuple(SCHEDULES)}, got {self.schedule!r}"
+            )
+        if type(self.warmup) is not int or not 0 <= self.warmup <= self.n_steps:
+            raise ValueError(
+                f"TrainingConfig: warmup must be an integer in 0 to n_steps = {self.n_steps}, "
+                f"got {self.warmup!r}"
+            )
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ValueError(
+                f"TrainingConfig: precision must be one of {('auto', *PRECISIONS)}, "
+                f"got {self.precision!r}"
+            )
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError(
+                "TrainingConfig: patience must be None where validate_every is None, "
+                f"got {self.patience!r}"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 # %% ../chapters/09_trainer.ipynb #4730e400
 @runtime_checkable
@@ -130,7 +172,12 @@ class TrainingBatch(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches in an order that can be taken up anywhere; state_dict fits into JSON."""
+    """Batches in an order that can be resumed anywhere; state_dict fits into JSON.
+
+    Two further methods are used where there are any: `trial_batch()` returns the hardest batch,
+    which the trainer tries before step 1, and `fingerprint()` a text that differs if the data
+    does, which `Trainer.resume` compares. The classes of `text` have both.
+    """
 
     def endless(self) -> Iterator[TrainingBatch]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -155,6 +202,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 # %% ../chapters/09_trainer.ipynb #94792354
 LOG = "log.jsonl"
+_MOST_SKIPPED = 20  # from 65,536 down to 1/16: no scale keeps such a gradient finite
+_SECONDS = 30.0  # between lines of progress where there is no terminal
 
 
 class Trainer:
@@ -167,7 +216,7 @@ class Trainer:
         model: any module that `loss` can call.
         data: batches without end, such as PairBatches.
         loss: (model, batch, smoothing) -> the sum over the batch's labels, in nats.
-        validation: batches to validate on, iterated from the start each time.
+        validation: a list of batches, or ResumableBatches, of which the first epoch counts.
         folder: for checkpoints and log.jsonl; None keeps neither.
         place: from `joined`; None means this process alone, on the best device.
         sharding: "ddp" or "fsdp", as in `spread`.
@@ -181,12 +230,23 @@ class Trainer:
         config: TrainingConfig,
         *,
         loss: Loss = translation_loss,
-        validation: Sequence[TrainingBatch] | None = None,
+        validation: Sequence[TrainingBatch] | ResumableBatches | None = None,
         folder: str | Path | None = None,
         place: Place | None = None,
         sharding: str = "ddp",
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
+        if not isinstance(data, Batches):
+            raise TypeError(
+                "Trainer: data must have the methods endless, state_dict and load_state_dict, "
+                f"as Batches says, got {type(data).__name__}"
+            )
+        if isinstance(validation, ResumableBatches):  # from the start, wherever it is now
+            validation = [validation.make(item) for item in validation.order(0)]
+        if not isinstance(validation, Sequence | None):
+            raise TypeError(
+                f"Trainer: validation must be a list of batches, got {type(validation).__name__}"
+            )
         if config.validate_every is not None and not validation:
             got = f"validate_every = {config.validate_every} and no validation batches"
             raise ValueError(f"Trainer: what is validated must be given, got {got}")
@@ -214,16 +274,27 @@ class Trainer:
         self.tokens = self.seconds = 0.0  # since this object was made, without saving, validating
         self.stop, self._asked = StopRequest(), False  # a signal here; one that all know of
         self._may_write = False  # in the folder, because what it holds is ours
+        self._owns, self._tried = False, False  # the folder is locked; the trial batch passed
+        self._n_skipped = self._n_taken = 0  # steps left out in a row; steps since it was made
+        self._validated, self._told = "", 0.0  # the last validation; when a line was printed
+        self._sessions: list[dict[str, Any]] = []  # what the run has been computed with
+        fingerprint = getattr(data, "fingerprint", None)
+        self._fingerprint = None if fingerprint is None else fingerprint()
 
     def fit(self, until: int | None = None) -> "Trainer":
         """Train up to step `until`; None means the end.
 
         Raises:
             NonFiniteLoss: before the weights take harm; it names the last good checkpoint.
-            KeyboardInterrupt, SystemExit: after Ctrl-C, or a polite kill, once the running step
-                is done and saved; with several processes it may be the step after it.
-            ValueError: if the folder holds a training that was not resumed.
+            KeyboardInterrupt, SystemExit: after a signal to stop (see StopRequest), once the
+                running step is done and saved; with several processes it may be the step after.
+            CheckpointError: if the folder cannot be written, or another run writes to it.
+            ValueError: if the folder holds a run that was not resumed.
         """
+        with self._owning():
+            return self._fit(until)
+
+    def _fit(self, until: int | None) -> "Trainer":
         end = self.config.n_steps if until is None else min(until, self.config.n_steps)
         if self.step < end and not self.is_done:
             self._begin(end)
@@ -238,10 +309,11 @@ class Trainer:
                 record = self.update(next(batches))
                 self.seconds += time.perf_counter() - start
                 self.tokens += record["tokens"]
+                self._n_taken += 1
                 record["tokens_per_second"] = self.tokens / self.seconds
                 self._record(record)
-                self._show(bar, record)
-                self._after_step(end)
+                self._show(bar, record, end)
+                self._after_step(bar, end)
         return self
 
     @property
@@ -258,11 +330,19 @@ class Trainer:
         if self.folder is not None:
             found = checkpoints(self.folder)
             if found and not self._may_write:
-                must = "a folder must be empty, or be resumed from"
-                raise ValueError(f"Trainer.fit: {must}, got {found[0]}")
+                raise ValueError(
+                    f"{self.folder} already holds checkpoints; call resume() or choose another "
+                    "folder"
+                )
             if self.place.is_first:
                 forget_records(self.folder / LOG, after=self.step)
         self._may_write = True
+        if not self._tried:
+            self._try()
+        if self.place.is_first:
+            session = self._provenance()
+            if not self._sessions or self._sessions[-1] | {"from_step": 0} != session:
+                self._sessions.append(session | {"from_step": self.step})
         if self.step == 0:
             torch.manual_seed(_stream(self.config.seed, 0, self.place.rank))
         n_steps = end - self.step
@@ -271,12 +351,84 @@ class Trainer:
             many = f"{self.place.size} x " if self.place.size > 1 else ""
             where = f"{many}{self.place.device} in {self.precision}"
             tqdm.write(f"{n_steps:,} steps on {where}: about {needed}")
+        self._told = time.perf_counter()
 
-    def _after_step(self, end: int) -> None:
+    @contextmanager
+    def _owning(self) -> Iterator[None]:
+        """Lock the folder while the context lasts; if the first process cannot, all of them end."""
+        if self.folder is None or self._owns:
+            yield
+            return
+        with ExitStack() as stack:
+            error = None
+            if self.place.is_first:
+                try:
+                    stack.enter_context(locked_folder(self.folder))
+                except CheckpointError as caught:
+                    error = caught
+            failed = summed(torch.tensor([float(error is not None)], device=self.place.device))
+            if failed.item() > 0:
+                raise error or CheckpointError(
+                    f"{self.folder} could not be locked; see the error of rank 0"
+                )
+            self._owns = True
+            try:
+                yield
+            finally:
+                self._owns = False
+
+    def _try(self) -> None:
+        """Find before the first step what would end the run later: rows too long, a full disk."""
+        trial = getattr(self.data, "trial_batch", None)
+        with self._unchanged():
+            self.model.train()
+            if trial is not None:
+                self._backward(trial())
+            if self.validation:
+                self.model.eval()
+                with torch.no_grad():
+                    self._validation_loss(max(self.validation, key=_width))
+        if self.folder is not None and self.place.is_first:
+            json.dumps(self._state())  # raises TypeError for what a checkpoint cannot hold
+            copies = 3 if self.average is None else 4  # weights, two moments, average
+            needed = copies * sum(p.nbytes for p in self.bare.parameters())
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise CheckpointError(
+                    f"cannot write {self.folder}: a checkpoint needs {needed:,} bytes, and "
+                    f"{free:,} are free; free some or choose another folder"
+                )
+        self._tried = True
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Put generators, buffers, gradients and the place in the data back in the end."""
+        generators, position = random_state(self.place), self.data.state_dict()
+        buffers = [buffer.clone() for buffer in self.bare.buffers()]
+        try:
+            yield
+        finally:
+            self.optimizer.zero_grad()
+            self.model.train()
+            for buffer, before in zip(self.bare.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            set_random_state(self.place, generators)
+            self.data.load_state_dict(position)
+
+    def _provenance(self) -> dict[str, Any]:
+        """Say what this process computes with."""
+        settings = {"precision": self.precision, "seed": self.config.seed, "from_step": 0}
+        return provenance(self.place.device) | {"processes": self.place.size} | settings
+
+    def _after_step(self, bar: tqdm, end: int) -> None:
         """Validate, save and stop where it is time to."""
         every, n_steps = self.config.validate_every, self.config.n_steps
         if every is not None and (self.step % every == 0 or self.step == n_steps):
-            self._record({"step": self.step, "validation_loss": self.validate()})
+            loss = self.validate()
+            self._record({"step": self.step, "validation_loss": loss})
+            self._validated = f", validation loss {loss:.3f}"
+            if bar.disable and self.place.is_first:
+                tqdm.write(f"step {self.step:,} of {end:,}{self._validated}")
         # Several processes must agree, so they wait until the next loss has told all of them.
         stopping = self._asked if self.place.size > 1 else self.stop.number != 0
         best, due = self.best_step == self.step, self.step % self.config.save_every == 0
@@ -302,6 +454,15 @@ class Trainer:
         norm = float(whole(nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         if not self.scaler.is_enabled():  # it would leave out a step whose gradients overflow
             self._refuse_unless_finite("gradient norm", norm, rate)
+        self._n_skipped = 0 if math.isfinite(norm) else self._n_skipped + 1
+        if self._n_skipped == _MOST_SKIPPED:
+            self.optimizer.zero_grad()
+            found = None if self.folder is None else newest_good(self.folder)
+            raise NonFiniteLoss(
+                f"Trainer: fp16 gradients have overflowed in {_MOST_SKIPPED} consecutive steps, "
+                f"down to a loss scale of {self.scaler.get_scale():.3g}; use precision='bf16' or "
+                f"'fp32', or a lower learning rate. Last valid checkpoint: {found}"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -341,102 +502,154 @@ class Trainer:
         """Measure the loss in nats per token, unsmoothed, with the averaged weights if any."""
         if not self.validation:
             raise ValueError("Trainer.validate: there must be validation batches, got none")
-        place = self.place
-        total = torch.zeros(2, dtype=torch.float64, device=place.device)
         self.model.eval()
         with self.average.applied(self.bare) if self.average else nullcontext():
-            for batch in self.validation:
-                rows = batch.part(place.rank, place.size).to(place.device)
-                with autocast(place.device, self.precision):
-                    total[0] += self.loss(self.model, rows, 0.0).double()
-                total[1] += rows.n_tokens
+            losses = [self._validation_loss(batch) for batch in self.validation]
         self.model.train()
-        loss, tokens = summed(total).tolist()
-        if loss / tokens < self.best:
-            self.best, self.best_step = loss / tokens, self.step
-        return loss / tokens
+        # Summed up by Python in double precision, which not all devices have.
+        loss = math.fsum(summed(torch.stack(losses)).tolist())
+        loss /= sum(batch.n_tokens for batch in self.validation)
+        if loss < self.best:
+            self.best, self.best_step = loss, self.step
+        return loss
+
+    def _validation_loss(self, batch: TrainingBatch) -> Tensor:
+        """Add up the loss of this process's rows of a batch."""
+        place = self.place
+        rows = batch.part(place.rank, place.size).to(place.device)
+        with autocast(place.device, self.precision):
+            return self.loss(self.model, rows, 0.0)
 
     def seconds_per_step(self) -> float:
         """Time a forward and a backward pass on three batches, of which nothing stays."""
-        generators, position = random_state(self.place), self.data.state_dict()
-        buffers = [buffer.clone() for buffer in self.bare.buffers()]
-        batches, seconds = self.data.endless(), []
-        self.model.train()
-        for _ in range(4):
-            start = time.perf_counter()
-            self._backward(next(batches))
-            seconds.append(time.perf_counter() - start)
-            self.optimizer.zero_grad()
-        for buffer, before in zip(self.bare.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        set_random_state(self.place, generators)
-        self.data.load_state_dict(position)
+        seconds = []
+        with self._unchanged():
+            batches = self.data.endless()
+            self.model.train()
+            for _ in range(4):
+                start = time.perf_counter()
+                self._backward(next(batches))
+                seconds.append(time.perf_counter() - start)
+                self.optimizer.zero_grad()
         return sum(seconds[1:]) / 3  # the first one warms up, or compiles
 
     def save(self) -> Path | None:
         """Write a checkpoint and return its path; all processes must call it together."""
         if self.folder is None:
             raise ValueError("Trainer.save: there must be a folder, got None")
+        with self._owning():
+            return self._save(self.folder)
+
+    def _save(self, folder: Path) -> Path | None:
         tensors = full_state(self.model, self.optimizer)
         tensors["random"] = random_state(self.place)
         if self.average is not None:
             values = self.average.values.items()
             tensors["average"] = {name: whole(value).cpu() for name, value in values}
-        state = {
+        path = None
+        if self.place.is_first:
+            path = save_checkpoint(folder, self.step, tensors, self._state())
+            prune(folder, keep=[folder / f"step-{self.best_step:08d}"])
+        self._may_write = True
+        summed(torch.zeros(1, device=self.place.device))  # nobody goes on before it is written
+        return path
+
+    def _state(self) -> dict[str, Any]:
+        """Collect what a checkpoint holds besides tensors."""
+        return {
             "data": self.data.state_dict(),
-            "best": [self.best, self.best_step],
+            "best": [self.best if math.isfinite(self.best) else None, self.best_step],
             "average": 0 if self.average is None else self.average.n_updates,
             "scaler": self.scaler.state_dict(),
             "training": dataclasses.asdict(self.config),
             "model": self._description,
             "precision": self.precision,
             "processes": self.place.size,
+            "fingerprint": self._fingerprint,
+            "provenance": self._sessions,
         }
-        path = None
-        if self.place.is_first:
-            path = save_checkpoint(self.folder, self.step, tensors, state)
-            prune(self.folder, keep=[self.folder / f"step-{self.best_step:08d}"])
-        self._may_write = True
-        summed(torch.zeros(1, device=self.place.device))  # nobody goes on before it is written
-        return path
 
     def resume(self) -> bool:
         """Go back to the newest good checkpoint in the folder; say whether there was one.
 
+        The model, the data and the settings must be those of the run. Only what changes none of
+        its steps may differ: `save_every`, `validate_every`, `patience`, `recompute`, the number
+        of processes, and `n_steps` where the schedule so far does not depend on it.
+
         Raises:
-            CheckpointError: if there are checkpoints and none is good.
-            ValueError: if it is of another model or another TrainingConfig.
+            CheckpointError: if there are checkpoints and none is good, or one lacks entries.
+            ValueError: if it is of another model, other data or another TrainingConfig.
         """
         if self.folder is None:
             raise ValueError("Trainer.resume: there must be a folder, got None")
-        path = newest_good(self.folder)
+        with self._owning():
+            return self._resume(self.folder)
+
+    def _resume(self, folder: Path) -> bool:
+        path = newest_good(folder)
         if path is None:
-            if found := checkpoints(self.folder):
-                must = "one checkpoint at least must be good"
-                raise CheckpointError(f"Trainer.resume: {must}, got {[str(p) for p in found]}")
+            if found := checkpoints(folder):
+                names = [str(p) for p in found]
+                raise CheckpointError(f"Trainer.resume: no checkpoint is good, got {names}")
             return False
         tensors, state = load_checkpoint(path)
-        ours = {"training": dataclasses.asdict(self.config), "model": self._description}
-        other = _differences(ours, {name: state[name] for name in ours})
+        wanted = {"data", "best", "average", "scaler", "training", "model", "precision"}
+        groups = {"model", "optimizer", "random"}
+        if state.get("training", {}).get("average") is not None:
+            groups.add("average")
+        lacking = sorted(wanted - state.keys()) + sorted(groups - tensors.keys())
+        if lacking:
+            raise CheckpointError(
+                f"{path} lacks {', '.join(lacking)}, so another version or program wrote it; "
+                "choose another folder"
+            )
+        step = int(path.name.removeprefix("step-"))
+        other = self._differences(state, step)
         if other:
-            must = f"{path} must be of this model and TrainingConfig"
-            raise ValueError(f"Trainer.resume: {must}, got {'; '.join(other)}")
+            raise ValueError(
+                f"Trainer.resume: {path} is of another run: {'; '.join(other)}; use what that run "
+                "used, or choose another folder"
+            )
         load_full_state(self.model, self.optimizer, tensors)
         if self.average is not None:
             self.average.n_updates = state["average"]
             for name, value in self.average.values.items():
                 fill(value, tensors["average"][name])
-        if state["scaler"]:  # none if saved on a device that needs none
-            self.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["scaler"])
         self.data.load_state_dict(state["data"])
-        self.best, self.best_step = state["best"]
-        self.step = int(path.name.removeprefix("step-"))
+        best, self.best_step = state["best"]
+        self.best = math.inf if best is None else best
+        self._sessions = list(state.get("provenance", []))
+        self.step = step
         if f"cpu.{self.place.rank}" in tensors["random"]:
             set_random_state(self.place, tensors["random"])
         else:  # a process that was not there before
             torch.manual_seed(_stream(self.config.seed, self.step, self.place.rank))
         self._may_write = True
         return True
+
+    def _differences(self, state: dict[str, Any], step: int) -> list[str]:
+        """Name what differs from the run that saved a state at a step, if it matters."""
+        free = {"save_every", "validate_every", "patience", "recompute", "precision"}
+        config, theirs = dataclasses.asdict(self.config), state["training"]
+        kept = {"schedule", "warmup"}
+        if all(config[name] == theirs.get(name) for name in kept) and "n_steps" in theirs:
+            rates = {
+                SCHEDULES[config["schedule"]](max(1, step), config["warmup"], n)
+                for n in (config["n_steps"], theirs["n_steps"])
+            }
+            if step == 0 or len(rates) == 1:
+                free.add("n_steps")
+        ours = {"training": config, "model": self._description, "precision": self.precision}
+        saved = {name: state[name] for name in ours}
+        if self._fingerprint is not None and state.get("fingerprint") is not None:
+            ours["data.fingerprint"] = self._fingerprint
+            saved["data.fingerprint"] = state["fingerprint"]
+        ours["training"], saved["training"] = (
+            {name: value for name, value in settings.items() if name not in free}
+            for settings in (config, theirs)
+        )
+        return _differences(ours, saved)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Append a line to the log, and show it to whoever else listens."""
@@ -446,11 +659,19 @@ class Trainer:
             if self.log is not None:
                 self.log(record)
 
-    def _show(self, bar: tqdm, record: dict[str, Any]) -> None:
-        """Move the bar on by one step."""
+    def _show(self, bar: tqdm, record: dict[str, Any], end: int) -> None:
+        """Move the bar on by one step; where it is not shown, print a line now and then."""
+        now = time.perf_counter()
+        if bar.disable and self.place.is_first and now - self._told >= _SECONDS:
+            self._told = now
+            left = tqdm.format_interval((end - self.step) * self.seconds / self._n_taken)
+            tqdm.write(
+                f"step {self.step:,} of {end:,}, loss {record['loss']:.3f}, "
+                f"{record['tokens_per_second']:,.0f} tokens/s, {left} left{self._validated}"
+            )
         memory = peak_memory(self.place.device) / 2**30
         speed = f"{record['tokens_per_second']:,.0f} tokens/s"
-        text = f"loss {record['loss']:.3f}, {speed}, {memory:.1f} GiB"
+        text = f"loss {record['loss']:.3f}, {speed}, {memory:.1f} GiB{self._validated}"
         bar.set_postfix_str(text, refresh=False)
         bar.update()
 
@@ -467,6 +688,32 @@ class Trainer:
         if self.place.is_first:
             tqdm.write(message)
         raise SystemExit(128 + number)
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Say what computes here: commit, command, device, threads and versions."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        found = subprocess.run(
+            [*git, "--abbrev=40", "--exclude=*"], capture_output=True, text=True, timeout=10
+        )
+        described = found.stdout.strip() if found.returncode == 0 else ""
+    except (OSError, NameError, subprocess.SubprocessError):
+        described = ""
+    return {
+        "commit": described.removesuffix("-dirty") or None,
+        "dirty": described.endswith("-dirty") if described else None,
+        "command": shlex.join(sys.orig_argv),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": library_versions(),
+    }
+
+
+def _width(batch: Any) -> int:
+    """Give the most columns of a batch's tensors."""
+    tensors = [x for x in getattr(batch, "__dict__", {}).values() if isinstance(x, Tensor)]
+    return max((x.shape[-1] for x in tensors if x.dim() > 1), default=0)
 
 
 def _stream(seed: int, step: int, rank: int) -> int:

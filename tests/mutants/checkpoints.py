@@ -110,8 +110,14 @@ MUTANTS = [
     ),
     (
         "read again after the check",
-        "            tensors[name.removesuffix(_ENDING)] = load(data)",
-        "            tensors[name.removesuffix(_ENDING)] = load((path / name).read_bytes())",
+        "            read = load(data)  #",
+        "            read = load((path / name).read_bytes())  #",
+    ),
+    ("names in the order of the process", "dict(sorted(read.items()))", "read"),
+    (
+        "only small files hashed",
+        'if hashlib.sha256(data).hexdigest() != made["sha256"]:',
+        'if len(data) < 4096 and hashlib.sha256(data).hexdigest() != made["sha256"]:',
     ),
     (
         "names cut at their first dot",

@@ -2,11 +2,11 @@
 
 MUTANTS = [
     # the config and the optimizer
-    ("a warmup longer than the training accepted", "0 <= self.warmup <= self.n_steps", "True"),
+    ("a warmup longer than the training accepted", "not 0 <= self.warmup <= self.n_steps", "False"),
     (
         "patience without validations accepted",
-        'require("patience", heeded',
-        'require("patience", True',
+        "if self.patience is not None and self.validate_every is None:",
+        "if False:",
     ),
     ("vectors decay too", "(vectors, 0.0)", "(vectors, config.weight_decay)"),
     ("epsilon forgotten", "betas=betas, eps=config.epsilon, fused", "betas=betas, fused"),
@@ -49,17 +49,26 @@ MUTANTS = [
         "pass",
     ),
     # validation
-    ("a mean of means", "total[1] += rows.n_tokens", "total[1] += 1"),
-    ("dropout while validating", "self.model.eval()", "pass"),
+    (
+        "a mean of means",
+        "sum(batch.n_tokens for batch in self.validation)",
+        "len(self.validation)",
+    ),
+    ("an equal validation counts as better", "if loss < self.best:", "if loss <= self.best:"),
+    (
+        "dropout while validating",
+        "self.model.eval()\n        with self.average",
+        "pass\n        with self.average",
+    ),
     (
         "evaluating ever after",
-        "        self.model.train()\n        loss, tokens",
-        "        loss, tokens",
+        "        self.model.train()\n        # Summed",
+        "        # Summed",
     ),
     (
         "labels smoothed while validating",
-        "self.loss(self.model, rows, 0.0).double()",
-        "self.loss(self.model, rows, self.config.smoothing).double()",
+        "self.loss(self.model, rows, 0.0)",
+        "self.loss(self.model, rows, self.config.smoothing)",
     ),
     (
         "the weights validated, not their average",
@@ -68,7 +77,7 @@ MUTANTS = [
     ),
     ("validation wherever fit ends", "self.step == n_steps):", "self.step == end):"),
     ("patience one validation too long", ">= patience * every", "> patience * every"),
-    ("the best not kept", 'keep=[self.folder / f"step-{self.best_step:08d}"]', "keep=[]"),
+    ("the best not kept", 'keep=[folder / f"step-{self.best_step:08d}"]', "keep=[]"),
     ("the best not saved", "best or due or stopping", "due or stopping"),
     # stopping and going on
     ("a stop is not saved", "best or due or stopping", "best or due"),
@@ -76,7 +85,7 @@ MUTANTS = [
     ("the place in the data forgotten", 'self.data.load_state_dict(state["data"])', "pass"),
     ("the average forgotten", 'fill(value, tensors["average"][name])', "pass"),
     ("the average counts anew", 'self.average.n_updates = state["average"]', "pass"),
-    ("the best forgotten", 'self.best, self.best_step = state["best"]', "pass"),
+    ("the best forgotten", "self.best = math.inf if best is None else best", "pass"),
     ("the log not cut back", "forget_records(self.folder / LOG, after=self.step)", "pass"),
     (
         "seeded again on going on",
@@ -87,10 +96,24 @@ MUTANTS = [
     ("another training taken up", "        if other:\n", "        if False:\n"),
     (
         "no good checkpoint passes for none",
-        "if found := checkpoints(self.folder):",
+        "if found := checkpoints(folder):",
         "if found := []:",
     ),
-    ("an empty scaler loaded", 'if state["scaler"]:', "if True:"),
+    ("fp16 skips for ever", "if self._n_skipped == _MOST_SKIPPED:", "if False:"),
+    (
+        "skipped steps never forgotten",
+        "0 if math.isfinite(norm) else",
+        "self._n_skipped if math.isfinite(norm) else",
+    ),
+    ("a gradient of one process too small", "scale(loss * size)", "scale(loss)"),
+    ("no trial batch", "if trial is not None:", "if False:"),
+    (
+        "other data taken up",
+        'saved["data.fingerprint"] = state["fingerprint"]',
+        'saved["data.fingerprint"] = self._fingerprint',
+    ),
+    ("other schedules taken up", "if step == 0 or len(rates) == 1:", "if True:"),
+    ("the folder not locked", "stack.enter_context(locked_folder(self.folder))", "pass"),
     ("the scaler forgotten", 'self.scaler.load_state_dict(state["scaler"])', "pass"),
     # timing and telling
     ("timing moves the data on", "self.data.load_state_dict(position)", "pass"),
