@@ -106,8 +106,8 @@ def digest(value):
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def hashes(files, folder=ROOT):
-    return {f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in files}
+def hashes(files, folder=None):
+    return {f: hashlib.sha256(((folder or ROOT) / f).read_bytes()).hexdigest() for f in files}
 
 
 # Install

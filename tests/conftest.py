@@ -1,6 +1,7 @@
 """What all tests share: a seed before each, one thread, and Hypothesis without luck or a clock."""
 
 import os
+import signal
 
 import pytest
 import torch
@@ -18,6 +19,33 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+CPU_SECONDS = 120  # of the process itself, whatever else runs; pyproject.toml bounds a hang
+
+
+def too_long(signum, frame):
+    pytest.fail(f"used more than {CPU_SECONDS} s of CPU time")
+
+
+def limited():
+    """Run what pytest yields to, and fail it once it has used its CPU time."""
+    signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    return (yield from limited())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    return (yield from limited())
 
 
 def pytest_collection_modifyitems(config, items):

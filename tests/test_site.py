@@ -14,13 +14,14 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from notebooks import contents, topic
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = Path(os.environ.get("BOOK_SITE", ROOT / "out" / "site"))
-EXECUTED = ROOT / "out" / "book" / "chapters"
+EXECUTED = ROOT / "out" / "book"
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
-CONTENTS = [TOC["root"], *(c["file"] for part in TOC["parts"] for c in part["chapters"])]
+CONTENTS = [TOC["root"], *contents()]
 CHAPTERS = [page for page in CONTENTS if (ROOT / f"{page}.ipynb").exists()]
 GENERATED = ["genindex", "search", "py-modindex"]
 # The MathJax files name hosts for what they never do here (Internet Explorer; a speech file that
@@ -108,9 +109,7 @@ def code_text(tree):
 @pytest.mark.parametrize("page", CONTENTS)
 def test_no_directive_reaches_the_page(page):
     assert not re.search(r"^\s*#\s*\|", code_text(soup(page)), re.M)
-    assert (
-        "#|" not in article(page).get_text() or page == "chapters/built"
-    )  # which tells about them
+    assert "#|" not in article(page).get_text() or topic(page) == "built"  # which tells about them
 
 
 @pytest.mark.parametrize("page", CONTENTS)
@@ -121,6 +120,15 @@ def test_one_title_a_language_and_a_way_to_scale(page):
     assert len(titles) == 1 and titles == article(page).find_all("h1")
     assert soup(page).html.get("lang", "").startswith("en")
     assert "width=device-width" in soup(page).find("meta", attrs={"name": "viewport"})["content"]
+
+
+NUMBER = re.compile(r"chapters/(\d)_[^/]+/(\d)_[^/]+")
+
+
+@pytest.mark.parametrize("page", [page for page in CHAPTERS if NUMBER.match(page)])
+def test_titles_carry_the_number_of_part_and_chapter(page):
+    title = article(page).find("h1").get_text()
+    assert title.startswith(".".join(NUMBER.match(page).groups()))
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
@@ -248,7 +256,7 @@ def test_no_page_shows_an_error(page):
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_no_warning_is_lost(page):
     # What a cell writes to stderr is not on its page.
-    notebook = json.loads((EXECUTED / f"{Path(page).name}.ipynb").read_text())
+    notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
     said = [
         "".join(output["text"])
         for cell in notebook["cells"]
@@ -261,7 +269,7 @@ def test_no_warning_is_lost(page):
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_every_cell_was_executed_in_order(page):
-    notebook = json.loads((EXECUTED / f"{Path(page).name}.ipynb").read_text())
+    notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
     cells = [
         c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()
     ]
@@ -276,7 +284,7 @@ def test_every_cell_was_executed_in_order(page):
 def test_every_picture_is_a_figure(page):
     # Whatever way a cell drew: an image without a figure's name and description does not reach
     # the page.
-    notebook = json.loads((EXECUTED / f"{Path(page).name}.ipynb").read_text())
+    notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
     bare = [
         "".join(cell["source"])[:60]
         for cell in notebook["cells"]

@@ -1,0 +1,235 @@
+"""The book as a whole: contents, order, numbers, labels, citations, and who imports whom."""
+
+import ast
+import re
+
+import pytest
+from notebooks import (
+    NOTEBOOKS,
+    PAGES,
+    ROOT,
+    build,
+    contents,
+    modules,
+    topic,
+)
+
+
+def labels(text):
+    """The targets that a page defines in its markdown."""
+    yield from re.findall(r"^\(([\w-]+)\)=\s*$", text, re.M)
+    yield from re.findall(r"^:(?:label|name): (\S+)\s*$", text, re.M)
+    yield from re.findall(r"\$\$\s*\(([\w-]+)\)", text)
+
+
+def all_labels():
+    for nb in NOTEBOOKS:
+        for c in nb.cells:
+            yield from ((nb.page, x) for x in (labels(c.source) if c.kind == "markdown" else ()))
+            if name := c.metadata.get("mystnb", {}).get("figure", {}).get("name"):
+                yield nb.page, name
+    for page in PAGES:
+        yield from ((str(page), x) for x in labels(page.read_text()))
+
+
+def test_labels_are_found():
+    text = "(ch-x)=\n\n$$ a $$ (eq-x-1)\n\n```{exercise-start}\n:label: ex-x-1\n```"
+    assert sorted(labels(text)) == ["ch-x", "eq-x-1", "ex-x-1"]
+
+
+def test_labels_are_unique_in_the_book():
+    seen = {}
+    for page, label in all_labels():
+        seen.setdefault(label, []).append(page)
+    assert {label: pages for label, pages in seen.items() if len(pages) > 1} == {}
+
+
+def test_equations_carry_the_name_of_their_chapter():
+    wrong = [
+        (nb.page, x)
+        for nb in NOTEBOOKS
+        for c in nb.text
+        for x in re.findall(r"\$\$\s*\(([\w-]+)\)", c.source)
+        if not x.startswith(f"eq-{nb.topic}")
+    ]
+    assert wrong == []
+
+
+def test_citations_are_in_the_bibliography():
+    bibliography = next((ROOT / "chapters").rglob("references.bib")).read_text()
+    keys = re.findall(r"^@\w+\{\s*([^,\s]+)\s*,", bibliography, re.M)
+    assert len(set(keys)) == len(keys) > 0
+    texts = {nb.page: "\n".join(c.source for c in nb.text) for nb in NOTEBOOKS}
+    texts |= {str(p): p.read_text() for p in PAGES}
+    cited = {
+        (page, key.strip())
+        for page, text in texts.items()
+        for group in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text)
+        for key in group.split(",")
+    }
+    assert cited, "nothing is cited: is the pattern right?"
+    assert {(page, key) for page, key in cited if key not in keys} == set()
+
+
+def test_contents_list_every_page_once():
+    listed = contents()
+    pages = {
+        f.rsplit(".", 1)[0]
+        for f in build().project_files()
+        if f.startswith("chapters/") and f.endswith((".ipynb", ".md"))
+    }
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == pages
+
+
+def exports():
+    """{module: [notebooks that export it]}"""
+    found = {}
+    for nb in NOTEBOOKS:
+        for c in nb.code:
+            if "default_exp" in c.directives:
+                found.setdefault(c.directives["default_exp"], []).append(nb.page)
+    return found
+
+
+def test_modules_come_from_one_chapter_of_their_name():
+    assert set(exports()) == modules()
+    for module, chapters in exports().items():
+        assert len(chapters) == 1 and topic(chapters[0]) == module
+
+
+def siblings(source):
+    """The modules of transformer_lib that a module imports."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            yield from [node.module.split(".")[0]] if node.module else [a.name for a in node.names]
+        elif (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").split(".")[0] == "transformer_lib"
+        ):
+            yield from (
+                [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (
+                a.name.split(".")[1] for a in node.names if a.name.startswith("transformer_lib.")
+            )
+
+
+# Modules of the appendix that every module may import, and that import no chapter's module.
+SUPPORT = {"shapes", "plots", "checkpoints", "datasets", "extras"}
+# The one exception: these may import `cpu`, which comes later, inside a function.
+IMPORT_CPU = {"trainer", "recipes", "training", "commands"}
+
+
+# What is still to change; a complaint that is gone must leave this list.
+TO_CHANGE = {"datasets is a support module and imports text, a chapter's"}
+
+
+def import_complaints(order, sources):
+    """What {module: source} imports against the order of the chapters."""
+    for module, source in sources.items():
+        tree = ast.parse(source)
+        functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        lazy = {o for f in functions for o in siblings(ast.unparse(f))}
+        top = {o for n in tree.body if not isinstance(n, ast.FunctionDef | ast.ClassDef)
+               for o in siblings(ast.unparse(n))}  # fmt: skip
+        for other in sorted(set(siblings(source))):
+            if module in SUPPORT:
+                if other not in SUPPORT:
+                    yield f"{module} is a support module and imports {other}, a chapter's"
+            elif other == "cpu" and module in IMPORT_CPU and other in lazy - top:
+                continue
+            elif other not in SUPPORT and (
+                other not in order or order.index(other) >= order.index(module)
+            ):
+                yield f"{module} imports {other}, which no earlier chapter exports"
+
+
+def test_modules_import_only_modules_of_earlier_chapters():
+    order = [topic(page) for page in contents()]
+    sources = {m: (ROOT / "transformer_lib" / f"{m}.py").read_text() for m in modules()}
+    assert set(import_complaints(order, sources)) == TO_CHANGE
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("scores", "from .softmax import softmax"),
+        ("scores", "def f():\n    from .softmax import softmax"),
+        ("plots", "from transformer_lib.scores import dot_score"),
+        ("trainer", "from .cpu import use_onednn"),
+        ("softmax", "def f():\n    from .cpu import use_onednn"),
+        ("softmax", "import transformer_lib.unknown"),
+    ],
+)
+def test_imports_against_the_order_are_found(module, source):
+    order = ["scores", "softmax", "trainer", "plots", "cpu"]
+    assert list(import_complaints(order, {module: source}))
+
+
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("softmax", "from .scores import dot_score\nfrom .plots import head_grid"),
+        ("plots", "from .shapes import require_shapes"),
+        ("trainer", "def f():\n    from .cpu import use_onednn"),
+        ("cpu", "from .trainer import Trainer"),
+    ],
+)
+def test_imports_in_the_order_are_allowed(module, source):
+    order = ["scores", "softmax", "trainer", "plots", "cpu"]
+    assert list(import_complaints(order, {module: source})) == []
+
+
+def test_progress_bars_ask_for_no_widgets():
+    # tqdm.auto warns on every page of a reader who has no ipywidgets.
+    files = [*ROOT.glob("chapters/**/*.ipynb"), *ROOT.glob("transformer_lib/*.py")]
+    assert not [f.name for f in files if re.search(r"tqdm\.(auto|notebook)", f.read_text("utf-8"))]
+
+
+# Numbers
+
+
+def numbering_complaints(pages):
+    """Folders whose pages, in the order of the contents, are not numbered 1, 2, 3 or a, b, c."""
+    folders = {}
+    for page in pages:
+        parts = page.split("/")[1:]
+        for depth, name in enumerate(parts):
+            names = folders.setdefault("/".join(parts[:depth]), [])
+            if name not in names:
+                names.append(name)
+    for folder, names in folders.items():
+        shown = [name for name in names if name != "index"]
+        if not folder and shown[-1:] == ["appendix"]:
+            shown = shown[:-1]
+        wanted = list("abcdefghijklmnopqrstuvwxyz" if folder == "appendix" else "123456789")
+        if [name.partition("_")[0] for name in shown] != wanted[: len(shown)]:
+            yield f"chapters/{folder}: {shown}"
+        if "index" in names[1:]:
+            yield f"chapters/{folder}: its overview must come first"
+
+
+def test_numbers_of_pages_have_no_gaps_and_follow_the_contents():
+    pages = [page for page in contents() if page.startswith("chapters/")]
+    if any(page.count("/") > 1 for page in pages):
+        assert list(numbering_complaints(pages)) == []
+
+
+GOOD = ["chapters/1_a/index", "chapters/1_a/1_x", "chapters/1_a/2_y", "chapters/2_b/1_z",
+        "chapters/appendix/a_p", "chapters/appendix/b_q"]  # fmt: skip
+
+
+def test_numbers_without_gaps_are_accepted():
+    assert list(numbering_complaints(GOOD)) == []
+
+
+@pytest.mark.parametrize("i", [1, 4])
+def test_numbers_with_gaps_are_found(i):
+    assert list(numbering_complaints([*GOOD[:i], *GOOD[i + 1 :]]))
+
+
+def test_numbers_out_of_order_are_found():
+    assert list(numbering_complaints([GOOD[0], GOOD[2], GOOD[1]]))
+    assert list(numbering_complaints([GOOD[1], GOOD[0], GOOD[2]]))
