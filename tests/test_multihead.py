@@ -113,6 +113,14 @@ def test_the_conformance_kit_finds_nothing(n_kv_heads):
     check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
 
 
+@pytest.mark.parametrize(("d_model", "n_heads"), [(384, 6), (768, 12)])
+def test_multi_head_attention_passes_the_kit_at_real_widths(d_model, n_heads):
+    for n_kv_heads in (n_heads, n_heads // 3):
+        attention = MultiHeadAttention(d_model, n_heads, n_kv_heads=n_kv_heads)
+        options = {"d_model": d_model, "make_cache": lambda: KVCache(32)}
+        check_attention(attention, **options).raise_if_failed()
+
+
 def test_without_biases_the_conformance_kit_finds_nothing_either():
     attention = layer(2, bias=False).float()
     check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
