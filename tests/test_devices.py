@@ -554,6 +554,17 @@ def test_a_state_of_another_model_is_refused():
         load_full_state(model, optimizer, state)
 
 
+@pytest.mark.parametrize("kind", ["step", "exp_avg", "exp_avg_sq"])
+def test_load_full_state_refuses_a_parameter_that_lacks_a_moment(kind):
+    model = transformer()
+    optimizer = adamw(model)
+    take_steps(model, optimizer, 1)
+    state = full_state(model, optimizer)
+    del state["optimizer"][f"embedding.weight.{kind}"]
+    with pytest.raises(ValueError, match=f"got others: embedding.weight.{kind}$"):
+        load_full_state(model, optimizer, state)
+
+
 @pytest.mark.parametrize("wrap", [nn.Module.train, partial(torch.compile, backend="eager")])
 def test_names_are_those_of_the_bare_model_if_it_is_compiled(wrap):
     model, other = transformer(), transformer(seed=1)
