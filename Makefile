@@ -8,6 +8,7 @@ N ?=
 PORT ?= 8000
 URL ?=
 ARGS ?=
+VERSIONS ?= oldest
 BIN := "$(CURDIR)/$(VENV)/bin"
 ANY := $(if $(wildcard $(VENV)/bin/python),$(BIN)/python,$(PYTHON))
 CALM := env -u MPLBACKEND OMP_NUM_THREADS=1 TQDM_DISABLE=1 HF_HUB_OFFLINE=1 PYTHONHASHSEED=0 \
@@ -48,6 +49,7 @@ lint: sync  ## export in sync, style, spelling and types
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet $(WRITTEN)
 	$(BIN)/codespell chapters transformer_lib benchmarks tests _ext .github *.py *.md *.toml *.yml *.cff
+	$(BIN)/python tests/words.py
 	$(BIN)/mypy
 
 sync: $(VENV)/installed
@@ -86,9 +88,9 @@ out/peers/installed.txt: benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --disable-pip-version-check --target out/peers -r $<
 	cp $< $@
 
-bounds:  ## the unit tests with the oldest releases that pyproject.toml allows (downloads a second torch)
-	@mkdir -p out && $(PYTHON) build.py constraints oldest > out/oldest.txt
-	$(MAKE) unit VENV=out/oldest CONSTRAINTS=out/oldest.txt
+bounds:  ## the unit tests with the oldest releases allowed, or VERSIONS=colab (downloads a second torch)
+	@mkdir -p out && $(PYTHON) build.py constraints $(VERSIONS) > out/$(VERSIONS).txt
+	$(MAKE) unit VENV=out/$(VERSIONS) CONSTRAINTS=out/$(VERSIONS).txt
 
 set-repo:  ## write the repository's address everywhere (URL=https://github.com/...)
 	@$(ANY) build.py set-repo "$(URL)"

@@ -138,7 +138,7 @@ def install(folder=".venv", constraints="constraints.txt"):
 
 
 def constraints(kind):
-    """Print constraints for pip: the oldest releases that pyproject.toml allows, or Colab's."""
+    """Print constraints for pip: the oldest releases that the library allows, or Colab's."""
     if kind == "colab":
         lines = (ROOT / "tests" / "colab-2026.08.txt").read_text().splitlines()
         pins = [line for line in lines if "==" in line and not line.startswith("python==")]
@@ -146,8 +146,7 @@ def constraints(kind):
         import tomllib  # here, because `main` must be able to say that a Python is too old
 
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        wanted = project["dependencies"] + project["optional-dependencies"]["chapters"]
-        pins = [requirement.replace(">=", "==") for requirement in wanted]
+        pins = [text.replace(">=", "==") for text in project["dependencies"]]
     print("\n".join(pins))
 
 

@@ -11,6 +11,7 @@ import sys
 import tomllib
 
 import pytest
+import words
 import yaml
 from notebooks import NOTEBOOKS, PROJECT, REPOSITORY, ROOT, build, contents, modules, topic, tracked
 from packaging.requirements import Requirement
@@ -284,9 +285,7 @@ def test_constraints_name_the_oldest_releases_and_colabs(capsys):
     script.constraints("oldest")
     oldest = capsys.readouterr().out.splitlines()
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in oldest)
-    assert len(oldest) == len(PROJECT["dependencies"]) + len(
-        PROJECT["optional-dependencies"]["chapters"]
-    )
+    assert len(oldest) == len(PROJECT["dependencies"])
     script.constraints("colab")
     assert {Requirement(line).name for line in capsys.readouterr().out.splitlines()} == {
         name for name, version in colab().items() if version and name != "python"
@@ -488,3 +487,23 @@ def test_run_measures_cpu_time_and_not_waiting(tmp_path, monkeypatch):
     _, _, working = script.run("b", sys.executable, "-c",
         "import time\nwhile time.process_time() < 1: pass")  # fmt: skip
     assert waiting < 0.5 and working >= 1
+
+
+# Words (tests/words.py)
+
+
+def test_words_of_private_use_are_found():
+    for text in ("stop a training", "two trainings", "An attention that", "a newborn model"):
+        assert list(words.find(text)), text
+    for text in ("learned by heart", "Whoever calls", "a colour", "normalised", "by a guesser"):
+        assert list(words.find(text)), text
+    for text in ("a training run", "an attention layer", "indoors", "a normalized color"):
+        assert not list(words.find(text)), text
+
+
+def test_words_of_private_use_stay_out_of_all_but_the_listed_files():
+    assert list(words.complaints()) == []
+
+
+def test_words_to_clean_only_get_fewer():
+    assert len(words.TO_CLEAN) <= 34
