@@ -502,8 +502,28 @@ def test_words_of_private_use_are_found():
 
 
 def test_words_of_private_use_stay_out_of_all_but_the_listed_files():
-    assert list(words.complaints()) == []
+    done = subprocess.run([sys.executable, words.__file__], capture_output=True, text=True)
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_words_to_clean_only_get_fewer():
     assert len(words.TO_CLEAN) <= 34
+
+
+# The limits of a test (tests/conftest.py)
+
+
+def test_limit_of_a_test_is_cpu_time_and_not_the_clock(tmp_path):
+    limited = (ROOT / "tests" / "conftest.py").read_text()
+    limited = re.sub(r"^CPU_SECONDS = \d+", "CPU_SECONDS = 1", limited, flags=re.M)
+    (tmp_path / "conftest.py").write_text(limited)
+    (tmp_path / "test_two.py").write_text(
+        "import time\n\n\n"
+        "def test_waits():\n    time.sleep(2)\n\n\n"
+        "def test_spins():\n    start = time.process_time()\n"
+        "    while time.process_time() < start + 20:\n        pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "1 failed, 1 passed" in done.stdout
+    assert "used more than 1 s of CPU time" in done.stdout
