@@ -411,7 +411,7 @@ def test_the_table_of_positions_is_used_to_its_end_and_no_further():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"max_len": 0}, "max_len must be at least 1, got 0"),
+        ({"max_len": 0}, "max_len must be at least 1 and an integer, got 0"),
         ({"begin": -1}, "begin must lie in 0 to vocab_size - 1 = 6, got -1"),
         ({"begin": 7}, "begin must lie in 0 to vocab_size - 1 = 6, got 7"),
         ({"end": 7}, "end must lie in 0 to vocab_size - 1 = 6, got 7"),
@@ -440,10 +440,20 @@ def test_a_source_and_its_mask_are_checked():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"beam": 0}, "beam must be at least 1, got 0"),
-        ({"length_penalty": -0.1}, "length_penalty must be finite, at least 0, got -0.1"),
-        ({"length_penalty": math.inf}, "length_penalty must be finite, at least 0, got inf"),
-        ({"length_penalty": math.nan}, "length_penalty must be finite, at least 0, got nan"),
+        ({"beam": 0}, "beam must be at least 1 and an integer, got 0"),
+        (
+            {"length_penalty": -0.1},
+            "length_penalty must be at least 0, and max_len**length_penalty "
+            "at most 1e304, got -0.1",
+        ),
+        (
+            {"length_penalty": math.inf},
+            "length_penalty must be at least 0, and max_len**length_penalty at most 1e304, got inf",
+        ),
+        (
+            {"length_penalty": math.nan},
+            "length_penalty must be at least 0, and max_len**length_penalty at most 1e304, got nan",
+        ),
         ({"patience": 0.0}, "patience must be above 0, got 0.0"),
         ({"patience": math.nan}, "patience must be above 0, got nan"),
     ],

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from transformer_lib.attention import padding_mask
 from transformer_lib.cost import cost, decoder_only_cost
-from transformer_lib.generation import _evaluating, _reader, greedy, stream
+from transformer_lib.decoding import beam_search
+from transformer_lib.generation import _evaluation, _reader, greedy, stream
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.sampling import sample, speculative
 
 BEGIN, END = 1, 2
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
@@ -222,7 +225,9 @@ def test_a_stream_thinks_of_a_token_only_when_it_is_asked_for(kind):
 
 @KINDS
 def test_a_stream_refuses_at_once_and_not_when_it_is_read(kind):
-    with pytest.raises(ValueError, match="stream: max_len must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="stream: max_len must be at least 1 and an integer, got 0"
+    ):
         stream(make(kind), inputs(kind)[0], max_len=0)
 
 
@@ -426,12 +431,32 @@ def test_each_module_has_its_mode_whenever_somebody_else_acts(kind):
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def test_modes_come_back_after_an_error():
-    model = make(DecoderOnly).train()
-    with pytest.raises(ZeroDivisionError), _evaluating(list(model.modules())):
-        assert not any(module.training for module in model.modules())
-        raise ZeroDivisionError
-    assert all(module.training for module in model.modules())
+@KINDS
+def test_a_model_in_training_mode_is_never_switched(kind):
+    """Another thread may be training it, or writing with it, at any moment."""
+    model = make(kind, dropout=0.5)
+    expected = greedy(model, *inputs(kind), max_len=4, end=None)
+    model.train()
+    switched = []
+    for module in model.modules():
+        module.register_forward_pre_hook(
+            lambda *_: switched.append(not all(part.training for part in model.modules()))
+        )
+    assert greedy(model, *inputs(kind), max_len=4, end=None) == expected
+    assert switched and not any(switched)
+
+
+@KINDS
+def test_an_evaluation_copy_shares_weights_hooks_and_shared_parts(kind):
+    model = make(kind, positions="relative", dropout=0.5).train()
+    ours, found = _evaluation(model), []
+    assert type(ours) is kind and not any(part.training for part in ours.modules())
+    assert len(list(ours.modules())) == len(list(model.modules()))
+    mine, theirs = dict(ours.named_parameters()), dict(model.named_parameters())
+    assert mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
+    model.output.register_forward_hook(lambda *_: found.append(1))
+    ours.output(torch.zeros(1, 16, dtype=torch.float64))
+    assert found == [1] and _evaluation(ours) is ours
 
 
 @KINDS
@@ -576,7 +601,7 @@ def test_a_prompt_must_hold_something_and_end_in_it(run):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"max_len": 0}, "max_len must be at least 1, got 0"),
+        ({"max_len": 0}, "max_len must be at least 1 and an integer, got 0"),
         ({"begin": -1}, "begin must lie in 0 to vocab_size - 1 = 10, got -1"),
         ({"begin": 11}, "begin must lie in 0 to vocab_size - 1 = 10, got 11"),
         ({"end": 11}, "end must lie in 0 to vocab_size - 1 = 10, got 11"),
@@ -614,3 +639,56 @@ def test_a_mask_of_another_shape_is_refused(run, shape):
         run(make(DecoderOnly), source, torch.ones(shape, dtype=torch.bool), max_len=4)
     with refused(f"{must}(2, 1, 1, 3) of torch.float32"):
         run(make(DecoderOnly), source, torch.ones(2, 1, 1, 3), max_len=4)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("wrong", [[[5, 6]], (5, 6), 5, torch.tensor([5, 6]), torch.ones(1, 2)])
+def test_every_writer_refuses_ids_that_are_no_matrix_of_integers(wrong):
+    model = make(DecoderOnly)
+    for write in (greedy, stream, sample, beam_search, partial(speculative, model)):
+        with pytest.raises(ValueError, match=r"source must be \(B, S\) int32 or int64, got"):
+            write(model, wrong, max_len=2)
+    with pytest.raises(ValueError, match="source_mask must be a tensor, got list"):
+        greedy(model, torch.tensor([[5, 6]]), [[True, True]], max_len=2)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
+def test_every_writer_refuses_padding_inside_a_prompt(positions):
+    model = make(DecoderOnly, positions=positions)
+    tokens = torch.tensor([[5, 6, 0, 0, 7, 8]])
+    for write in (greedy, stream, sample, beam_search, partial(speculative, model)):
+        with pytest.raises(ValueError, match=f"with {positions} positions a prompt must have all"):
+            write(model, tokens, (tokens != 0)[:, None, None], max_len=2)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("wrong", ["4", 2.5, None, True])
+def test_every_writer_refuses_counts_that_are_no_integers(wrong):
+    model, tokens = make(DecoderOnly), torch.tensor([[5, 6]])
+    for write in (greedy, stream, sample, beam_search, partial(speculative, model)):
+        with pytest.raises(ValueError, match="max_len must be at least 1 and an integer"):
+            write(model, tokens, max_len=wrong)
+    with pytest.raises(ValueError, match="beam must be at least 1 and an integer"):
+        beam_search(model, tokens, max_len=2, beam=wrong)
+    with pytest.raises(ValueError, match="n_guesses must be at least 1 and an integer"):
+        speculative(model, model, tokens, max_len=2, n_guesses=wrong)
+    with pytest.raises(ValueError, match="end must lie in 0 to"):
+        greedy(model, tokens, max_len=2, end="2")
+
+
+def test_beam_search_refuses_a_length_penalty_that_overflows():
+    with pytest.raises(ValueError, match="length_penalty must be at least 0, and max_len"):
+        beam_search(make(DecoderOnly), torch.tensor([[5, 6]]), max_len=9, length_penalty=1e4)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("wrong", [{"patience": "2"}, {"length_penalty": None}])
+def test_beam_search_refuses_options_that_are_no_numbers(wrong):
+    with pytest.raises(ValueError, match="length_penalty and patience must be numbers, got"):
+        beam_search(make(DecoderOnly), torch.tensor([[5, 6]]), max_len=2, **wrong)
+
+
+def test_an_evaluation_copy_of_a_compiled_model_is_not_compiled():
+    model = make(DecoderOnly).train()
+    model.output._compiled_call_impl = lambda *_: 1 / 0
+    assert _evaluation(model).output(torch.zeros(1, 16, dtype=torch.float64)).shape == (1, 11)

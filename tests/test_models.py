@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -203,7 +204,9 @@ def test_a_target_mask_hides_further_target_tokens():
     hidden[2:, 1] = False
     changed = target.clone()
     changed[:, 1] = (changed[:, 1] + 1) % V
-    one, two = (model(source, tokens, target_mask=hidden) for tokens in (target, changed))
+    one, two = (
+        model(source, tokens, target_mask=hidden[None, None]) for tokens in (target, changed)
+    )
     assert not torch.allclose(one[:, 1], two[:, 1])
     torch.testing.assert_close(one[:, 2:], two[:, 2:], rtol=0, atol=0)
 
@@ -526,10 +529,18 @@ def test_caches_that_do_not_fit_are_refused():
 @pytest.mark.bad_input
 def test_masks_that_are_not_boolean_or_do_not_fit_are_refused():
     model, (source, target) = build(), draw()
-    with pytest.raises(ValueError, match="mask must be boolean"):
+    with pytest.raises(ValueError, match="source_mask must be boolean of shape"):
         model(source, target, source_mask=torch.ones(S))
+    square, flat = draw(3, 3, 3), torch.ones(3, 3, dtype=torch.bool)
+    for name in ("source_mask", "target_mask"):  # (B, S), or (T, S)? it cannot be told
+        for mask in (flat, flat[:, None]):
+            with pytest.raises(ValueError, match=f"{name} must be boolean of shape .#B, #H, #T"):
+                model(*square, **{name: mask})
+    memory = model.encode(square[0])
+    with pytest.raises(ValueError, match="memory_mask must be boolean of shape"):
+        model.decode(square[1], memory, flat)
     with pytest.raises(ValueError, match="mask must have shape"):
-        model(source, target, source_mask=torch.ones(B, S, dtype=torch.bool))
+        model(source, target, source_mask=torch.ones(B, 1, 1, S + 1, dtype=torch.bool))
 
 
 @pytest.mark.bad_input
@@ -695,13 +706,16 @@ def test_a_window_given_as_a_mask_is_kept_by_the_cache(positions, window):
     source, target = draw()
     near = causal_mask(T) & ~causal_mask(T).tril(-window)
     memory = model.encode(source)
-    whole = model.decode(target, memory, target_mask=near)
+    whole = model.decode(target, memory, target_mask=near[None, None])
     assert not torch.allclose(whole, model.decode(target, memory))
     with torch.no_grad():
         cache = model.make_cache()
         steps = [
             model.decode(
-                target[:, t : t + 1], memory, cache=cache, target_mask=near[t : t + 1, : t + 1]
+                target[:, t : t + 1],
+                memory,
+                cache=cache,
+                target_mask=near[None, None, t : t + 1, : t + 1],
             )
             for t in range(T)
         ]
@@ -837,3 +851,49 @@ def test_a_decoder_only_refuses_what_it_cannot_read():
         model(tokens, cache=cache)
         with pytest.raises(ValueError, match="S = 8. bool, got .3, 1, 1, 7."):
             model(tokens[:, :1], real([5] * B), cache=cache)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_padding_between_tokens_changes_nothing_or_is_refused(positions):
+    model, tokens = writer(positions=positions), torch.tensor([[5, 6, 0, 0, 7, 8]])
+    mask = (tokens != 0)[:, None, None]
+    if positions in ("rotary", "alibi", "relative"):
+        with pytest.raises(ValueError, match=f"no padding between real tokens with {positions}"):
+            model(tokens, mask)
+    else:
+        alone = model(tokens[:, [0, 1, 4, 5]])[:, -1]
+        torch.testing.assert_close(model(tokens, mask)[:, -1], alone)
+    right = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]).bool()[:, None, None]
+    assert model(tokens[:, :4].repeat(3, 1), right).isfinite().all()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_a_model_made_on_the_meta_device_loads_and_computes_the_same(positions):
+    wanted = build(positions=positions).float()
+    for assign in (False, True):
+        with torch.device("meta"):
+            model = Transformer(small(positions=positions)).eval()
+        if not assign:
+            model = model.to_empty(device="cpu")
+        model.load_state_dict(wanted.state_dict(), assign=assign)
+        torch.testing.assert_close(model(*draw()), wanted(*draw()))
+
+
+@pytest.mark.plain
+def test_a_config_refuses_options_of_another_type():
+    wrong = {
+        "bias": ("false", None, 1, np.True_),
+        "tie_embeddings": ("no", 0),
+        "final_norm": ("false", 0),
+        "dropout": ("0.1", None, True),
+        "attention_dropout": (None,),
+        "n_kv_heads": ("1", 1.0, True),
+        "vocab_size": ("9", 9.0, True, None, np.int64(9)),
+        "norm": (None, 1),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"TransformerConfig: {name} must be"):
+                small(**{name: value})
+    assert small(dropout=np.float64(0.5)).dropout == small(dropout=0.5).dropout
+    assert small(dropout=0).dropout == 0 and small(final_norm=True, n_kv_heads=1).bias is True

@@ -674,3 +674,29 @@ def test_negative_counts_are_refused_with_both_numbers(scheme, sizes):
     message = f"{type(scheme).__name__}.bias: n_queries and n_keys must not be negative"
     with refused(f"{message}, got {sizes[0]} and {sizes[1]}"):
         scheme.bias(*sizes)
+
+
+@pytest.mark.parametrize("start", ["meta", "cpu"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SinusoidalPositions(13, 6, base=77.0, amplitude=0.5),
+        lambda: AlibiBias(6),
+    ],
+    ids=["sinusoidal", "alibi"],
+)
+def test_a_formula_is_computed_anew_where_a_module_gets_new_memory(make, start):
+    wanted = dict(make().named_buffers())
+    for change in (
+        lambda module: module.to_empty(device="cpu"),
+        lambda module: module.to_empty(device="cpu").half().float(),
+        lambda module: module.load_state_dict({}, assign=True) and module,
+    ):
+        with torch.device(start):
+            module = make()
+        if start == "cpu":
+            for buffer in module.buffers():
+                buffer.fill_(7.0)
+            module = module.to_empty(device="meta")
+        for name, buffer in change(module).named_buffers():
+            torch.testing.assert_close(buffer, wanted[name], rtol=0, atol=0)

@@ -553,24 +553,27 @@ def refused(message):
 @pytest.mark.parametrize(
     "run, message",
     [
-        (lambda: keep_top_k(normal(3), 0), "keep_top_k: k must be at least 1, got 0"),
+        (
+            lambda: keep_top_k(normal(3), 0),
+            "keep_top_k: k must be at least 1 and an integer, got 0",
+        ),
         (
             lambda: keep_top_p(normal(3), 0.0),
-            "keep_top_p: p must be above 0 and at most 1, got 0.0",
+            "keep_top_p: p must be above 0, got 0.0",
         ),
         (
             lambda: keep_top_p(normal(3), 1.1),
-            "keep_top_p: p must be above 0 and at most 1, got 1.1",
+            "keep_top_p: p must lie in 0 to 1, got 1.1",
         ),
         (lambda: keep_min_p(normal(3), -0.1), "keep_min_p: p must lie in 0 to 1, got -0.1"),
         (lambda: keep_min_p(normal(3), 1.1), "keep_min_p: p must lie in 0 to 1, got 1.1"),
         (
             lambda: penalise_repetition(normal(3), normal(3) > 0, 0.0),
-            "penalise_repetition: penalty must be finite and above 0, got 0.0",
+            "penalise_repetition: penalty must lie in 1.2e-38 to 3.4e+38, got 0.0",
         ),
         (
             lambda: penalise_repetition(normal(3), normal(3) > 0, math.inf),
-            "penalise_repetition: penalty must be finite and above 0, got inf",
+            "penalise_repetition: penalty must lie in 1.2e-38 to 3.4e+38, got inf",
         ),
     ],
 )
@@ -582,17 +585,17 @@ def test_filters_refuse_what_means_nothing(run, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"temperature": 0.0}, "temperature must be finite and above 0, got 0.0"),
-        ({"temperature": math.inf}, "temperature must be finite and above 0, got inf"),
-        ({"temperature": math.nan}, "temperature must be finite and above 0, got nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must lie in 1.2e-38 to 3.4e+38, got 0.0"),
+        ({"temperature": math.inf}, "temperature must lie in 1.2e-38 to 3.4e+38, got inf"),
+        ({"temperature": math.nan}, "temperature must lie in 1.2e-38 to 3.4e+38, got nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must lie in 1.2e-38 to 3.4e+38, got 0.0"),
         (
             {"repetition_penalty": math.inf},
-            "repetition_penalty must be finite and above 0, got inf",
+            "repetition_penalty must lie in 1.2e-38 to 3.4e+38, got inf",
         ),
-        ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
-        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"top_k": 0}, "top_k must be at least 1 and an integer, got 0"),
+        ({"top_p": 0.0}, "top_p must be above 0, got 0.0"),
+        ({"top_p": 1.5}, "top_p must lie in 0 to 1, got 1.5"),
         ({"min_p": -0.5}, "min_p must lie in 0 to 1, got -0.5"),
         ({"min_p": 1.5}, "min_p must lie in 0 to 1, got 1.5"),
     ],
@@ -604,11 +607,11 @@ def test_a_sampler_refuses_what_means_nothing(options, message):
 
 def test_sample_and_speculative_refuse_in_their_own_names():
     model, tokens = make(), inputs()[0]
-    with refused("sample: max_len must be at least 1, got 0"):
+    with refused("sample: max_len must be at least 1 and an integer, got 0"):
         sample(model, tokens, max_len=0)
-    with refused("speculative: max_len must be at least 1, got 0"):
+    with refused("speculative: max_len must be at least 1 and an integer, got 0"):
         speculative(model, model, tokens, max_len=0)
-    with refused("speculative: n_guesses must be at least 1, got 0"):
+    with refused("speculative: n_guesses must be at least 1 and an integer, got 0"):
         speculative(model, model, tokens, max_len=4, n_guesses=0)
     must = "speculative: model and draft must have the same vocabulary, got 11 and 7 tokens"
     with refused(must):
@@ -631,3 +634,34 @@ def test_nan_is_refused(spoilt):
     models[spoilt].output.register_forward_hook(lambda module, args, out: out * math.nan)
     with refused("speculative: the models' logits must be numbers, got nan"):
         speculative(*models, tokens, max_len=4, end=None)
+
+
+LIMITS = [torch.finfo(torch.float32).tiny, 1e-30, 1e-3, 1e3, 1e30, torch.finfo(torch.float32).max]
+
+
+@pytest.mark.parametrize("logits", [[3.0, 15.0, 9.0], [-3.0, -15.0, -9.0], [0.0, -math.inf, 3e38]])
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_sampler_gives_probabilities_at_the_limits_of_float32(limit, logits):
+    logits = torch.tensor([logits])
+    for seen in (torch.ones(1, 3).bool(), torch.tensor([[True, False, False]])):
+        for name in ("temperature", "repetition_penalty"):
+            found = Sampler(**{name: limit}).probabilities(logits, seen)
+            torch.testing.assert_close(found.sum(), torch.tensor(1.0))
+            assert (found[logits == -math.inf] == 0).all()
+    cold = Sampler(temperature=LIMITS[0]).probabilities(logits, seen)
+    assert cold.argmax() == logits.argmax() and cold.max() == 1
+
+
+@pytest.mark.plain
+def test_a_sampler_refuses_what_it_cannot_use():
+    for name in ("temperature", "repetition_penalty"):
+        for wrong in (0, -1.0, 1e-39, 1e39, math.inf, math.nan, "1", None, True):
+            with pytest.raises(ValueError, match=f"Sampler: {name} must lie in 1.2e-38 to 3.4e"):
+                Sampler(**{name: wrong})
+    for wrong in (0, 2.5, "5", True):
+        with pytest.raises(ValueError, match="Sampler: top_k must be at least 1 and an integer"):
+            Sampler(top_k=wrong)
+    for name in ("top_p", "min_p"):
+        for wrong in (-0.1, 1.1, math.nan, "0.5", True):
+            with pytest.raises(ValueError, match=f"Sampler: {name} must lie in 0 to 1"):
+                Sampler(**{name: wrong})

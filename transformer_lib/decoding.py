@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .generation import _check, _evaluating, _reader, _require
+from .generation import _check, _evaluation, _reader, _require, _require_whole
 from .models import DecoderOnly, Transformer
 
 # %% ../chapters/10_decoding.ipynb #06a67ebd
@@ -99,9 +99,13 @@ def beam_search(
         `beam`, those that max_len cut short.
     """
     _check("beam_search", model, source, source_mask, max_len, begin, end)
-    _require("beam_search", beam >= 1, "beam must be at least 1", beam)
-    usable = 0 <= length_penalty < math.inf
-    _require("beam_search", usable, "length_penalty must be finite, at least 0", length_penalty)
+    _require_whole("beam_search", "beam", beam)
+    numbers = all(isinstance(n, int | float) for n in (length_penalty, patience))
+    got = f"{length_penalty!r} and {patience!r}"
+    _require("beam_search", numbers, "length_penalty and patience must be numbers", got)
+    usable = 0 <= length_penalty * math.log(max_len) < 700  # its power must be a float
+    must = "length_penalty must be at least 0, and max_len**length_penalty at most 1e304"
+    _require("beam_search", usable, must, length_penalty)
     _require("beam_search", patience > 0, "patience must be above 0", patience)
     found: list[list[Hypothesis]] = [[] for _ in range(len(source))]
     if not found:
@@ -109,28 +113,27 @@ def beam_search(
     rows = list(range(len(found)))  # the sources still searched, B of them
     log_p: Tensor = torch.zeros(len(rows), 1, device=source.device)  # (B, W)
     divisors = [float(n**length_penalty) for n in range(max_len + 1)]
-    with _evaluating([module for module in model.modules() if module.training]):
-        reader = _reader(model, source, source_mask, max_len, begin)
-        lines = reader.last.long()[:, None, None]  # (B, W, 1 + written)
-        for n in range(1, max_len + 1):
-            before, logits = lines.shape[:2], reader.logits(lines[:, :, -1].reshape(-1, 1))[:, 0]
-            best, parent, token = _extend(logits, log_p, beam)  # (B, N)
-            grown = torch.cat([lines.flatten(0, 1)[parent], token[..., None]], dim=-1)
-            ended = ((token == end) & (best > -math.inf))[:, :beam]  # only among the best
-            texts, chances = grown[:, :beam][ended][:, 1:-1], best[:, :beam][ended]
-            whole = _hypotheses(texts, chances, divisors[n], finished=True)
-            for i, hypothesis in zip(ended.nonzero()[:, 0].tolist(), whole, strict=True):
-                insort(found[rows[i]], hypothesis, key=lambda one: -one.score)
+    reader = _reader(_evaluation(model), source, source_mask, max_len, begin)
+    lines = reader.last.long()[:, None, None]  # (B, W, 1 + written)
+    for n in range(1, max_len + 1):
+        before, logits = lines.shape[:2], reader.logits(lines[:, :, -1].reshape(-1, 1))[:, 0]
+        best, parent, token = _extend(logits, log_p, beam)  # (B, N)
+        grown = torch.cat([lines.flatten(0, 1)[parent], token[..., None]], dim=-1)
+        ended = ((token == end) & (best > -math.inf))[:, :beam]  # only among the best
+        texts, chances = grown[:, :beam][ended][:, 1:-1], best[:, :beam][ended]
+        whole = _hypotheses(texts, chances, divisors[n], finished=True)
+        for i, hypothesis in zip(ended.nonzero()[:, 0].tolist(), whole, strict=True):
+            insort(found[rows[i]], hypothesis, key=lambda one: -one.score)
 
-            log_p, kept = best.masked_fill(token == end, -math.inf).topk(min(beam, best.shape[1]))
-            hopes = [p / divisors[max_len] for p in log_p[:, 0].tolist()]
-            going = _open([found[row] for row in rows], hopes, beam, patience)
-            rows, on = [rows[i] for i in going], torch.tensor(going, device=kept.device).long()
-            chosen = on[:, None], kept[on]
-            lines, log_p, parent = grown[chosen], log_p[on], parent[chosen]  # (B, W, ...)
-            if not rows:
-                break
-            (reader.reorder if lines.shape[:2] == before else reader.select)(parent.flatten())
+        log_p, kept = best.masked_fill(token == end, -math.inf).topk(min(beam, best.shape[1]))
+        hopes = [p / divisors[max_len] for p in log_p[:, 0].tolist()]
+        going = _open([found[row] for row in rows], hopes, beam, patience)
+        rows, on = [rows[i] for i in going], torch.tensor(going, device=kept.device).long()
+        chosen = on[:, None], kept[on]
+        lines, log_p, parent = grown[chosen], log_p[on], parent[chosen]  # (B, W, ...)
+        if not rows:
+            break
+        (reader.reorder if lines.shape[:2] == before else reader.select)(parent.flatten())
     for row, line, p in zip(rows, lines, log_p, strict=True):
         real = p > -math.inf
         found[row] += _hypotheses(line[real][:, 1:], p[real], divisors[max_len], finished=False)

@@ -8,7 +8,7 @@ __all__ = ['stream', 'greedy']
 
 # %% ../chapters/10_generation.ipynb #35d31c4c
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,24 +27,38 @@ def _require(function: str, holds: bool, must: str, got: object) -> None:
         raise ValueError(f"{function}: {must}, got {got}")
 
 
+def _whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _require_whole(function: str, name: str, number: object) -> None:
+    fits = _whole(number) and number >= 1  # type: ignore[operator]
+    _require(function, fits, f"{name} must be at least 1 and an integer", repr(number))
+
+
 def _check(
     function: str, model: _Model, source: Tensor, source_mask: Tensor | None,
     max_len: int, begin: int, end: int | None,
 ) -> None:  # fmt: skip
     """Refuse what cannot be decoded, in the name of function."""
+    got: object = f"{type(source).__name__}, not a tensor"
+    _require(function, isinstance(source, Tensor), "source must be (B, S) int32 or int64", got)
     whole = source.dim() == 2 and source.dtype in (torch.int32, torch.int64)
     got = f"{tuple(source.shape)} of {source.dtype}"
     _require(function, whole, "source must be (B, S) int32 or int64", got)
     if source_mask is not None:
+        got = type(source_mask).__name__
+        _require(function, isinstance(source_mask, Tensor), "source_mask must be a tensor", got)
         shape, (B, S) = tuple(source_mask.shape), source.shape
         fits = shape in ((B, 1, 1, S), (1, 1, 1, S)) and source_mask.dtype == torch.bool
         must = f"source_mask must be {(B, 1, 1, S)} bool, as padding_mask gives it"
         _require(function, fits, must, f"{shape} of {source_mask.dtype}")
-    _require(function, max_len >= 1, "max_len must be at least 1", max_len)
+    _require_whole(function, "max_len", max_len)
     last = model.config.vocab_size - 1
     for name, token in (("begin", begin), ("end", end)):
         must = f"{name} must lie in 0 to vocab_size - 1 = {last}"
-        _require(function, token is None or 0 <= token <= last, must, token)
+        fits = token is None or (_whole(token) and 0 <= token <= last)
+        _require(function, fits, must, token)
     low, high = (int(token) for token in source.aminmax()) if source.numel() else (0, 0)
     must = f"source tokens must lie in 0 to vocab_size - 1 = {last}"
     _require(function, 0 <= low and high <= last, must, f"{low} to {high}")
@@ -61,6 +75,9 @@ def _check_room(
         ready = mask is None or bool(mask[..., -1].all())
         must = "a prompt must end in a real token, its padding on the left"
         _require(function, ready, must, "padding in the last column")
+        must = f"with {model.config.positions} positions a prompt must have all padding on its left"
+        parted = mask is not None and model._splits(mask)
+        _require(function, not parted, must, "padding between real tokens")
         if mask is not None and mask.numel():
             length = int(mask.sum(dim=-1).max())
         taken, asked = length - 1, f"{max_len} after a prompt of {length}"
@@ -188,16 +205,27 @@ def _seen(model: _Model, source: Tensor, mask: Tensor | None) -> Bool[Tensor, "B
     return seen
 
 # %% ../chapters/10_generation.ipynb #2dc60b4e
-@contextmanager
-def _evaluating(modules: list[nn.Module]) -> Iterator[None]:
-    """Switch dropout off in modules that are in training, while the context lasts."""
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def _evaluation(model: _M) -> _M:
+    """Give model if it is in evaluation, else a copy that is, with the same weights and hooks.
+
+    Switching the model itself would change what other threads that use it compute.
+    """
+    if not any(module.training for module in model.modules()):
+        return model
+    copies: dict[nn.Module, nn.Module] = {}
+
+    def copied(module: Any) -> Any:
+        if module is not None and module not in copies:
+            ours = copies[module] = module.__new__(type(module))
+            parts = {name: copied(part) for name, part in module._modules.items()}
+            changes = {"_modules": parts, "training": False, "_compiled_call_impl": None}
+            ours.__dict__.update(module.__dict__ | changes)
+        return copies.get(module)
+
+    return copied(model)
 
 
 def _write(
@@ -209,14 +237,14 @@ def _write(
     going = list(range(len(source)))  # the rows that have not ended
     if not going:
         return
-    modules, seen = list(model.modules()), _seen(model, source, mask)
-    with torch.inference_mode(), _evaluating([module for module in modules if module.training]):
-        reader = _reader(model, source, mask, max_len, begin)
+    seen = _seen(model, source, mask)
+    with torch.inference_mode():
+        reader = _reader(_evaluation(model), source, mask, max_len, begin)
     last = reader.last
     for _ in range(max_len):
         with torch.inference_mode():
-            with _evaluating([module for module in modules if module.training]):
-                logits = reader.logits(last[:, None])[:, -1]  # (R, V)
+            reader.model = _evaluation(model)  # its mode may have changed since the last token
+            logits = reader.logits(last[:, None])[:, -1]  # (R, V)
             last = _choose(function, pick, logits, seen)
             step: list[int | None] = [None] * len(lines)
             on = []

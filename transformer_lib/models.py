@@ -8,8 +8,8 @@ __all__ = ['TransformerConfig', 'Transformer', 'DecoderOnly']
 
 # %% ../chapters/07_models.ipynb #0c9dacde
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,30 @@ from .multihead import KVCache
 
 # %% ../chapters/07_models.ipynb #28318170
 _Mask = Bool[Tensor, "..."] | None
+
+
+def _check_types(config: Any) -> None:
+    """Refuse a field of another type than declared: the text "false" would count as true."""
+    for field in fields(config):
+        value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
+        allowed = (*kinds, int) if float in kinds else kinds
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(
+                f"{type(config).__name__}: {field.name} must be of type {names}, "
+                f"got {value!r} of type {type(value).__name__}"
+            )
+
+
+def _check_mask(name: str, mask: _Mask) -> None:
+    """Refuse what could be taken for another mask: (B, S) looks like (T, S) where B = T."""
+    if mask is not None and (mask.dtype != torch.bool or mask.dim() != 4):
+        raise ValueError(
+            f"Transformer: {name} must be boolean of shape (#B, #H, #T, S), as padding_mask "
+            f"gives it, got {tuple(mask.shape)} of {mask.dtype}"
+        )
+
+
 _TABLES = {"sinusoidal": _positions.SinusoidalPositions, "learned": _positions.LearnedPositions}
 _SCHEMES = {
     "rotary": lambda config, both: _positions.RotaryPositions(config.d_head),
@@ -86,7 +110,9 @@ class TransformerConfig:
 
         for name in ("vocab_size", "d_model", "n_heads", "d_ff", "max_len", *_DEPTHS):
             size = getattr(self, name)
-            require(name, isinstance(size, int) and size >= 1, "an integer of at least 1")
+            whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+            require(name, whole, "an integer of at least 1")
+        _check_types(self)
         for name in ("dropout", "attention_dropout"):
             require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name, choices in _CHOICES.items():
@@ -219,6 +245,7 @@ class Transformer(_TokenModel):
         self, source: Int[Tensor, "B S"], source_mask: _Mask = None
     ) -> Float[Tensor, "B S D"]:
         """Read the source into one vector per token."""
+        _check_mask("source_mask", source_mask)
         x = self._embed("source", source)
         for layer in self.encoder:
             x = layer(x, source_mask)
@@ -242,6 +269,8 @@ class Transformer(_TokenModel):
         if cache is not None and len(cache) != n_layers:
             must = f"cache must have one entry for each of {n_layers} layers"
             raise ValueError(f"Transformer.decode: {must}, got {len(cache)}")
+        _check_mask("memory_mask", memory_mask)
+        _check_mask("target_mask", target_mask)
         x = self._embed("target", target, cache[0].self_attention.length if cache else 0)
         for i, layer in enumerate(self.decoder):
             past = cache[i] if cache else None
@@ -351,7 +380,8 @@ class DecoderOnly(_TokenModel):
         Args:
             tokens: with a cache, only those that it has not yet seen.
             mask: True for real tokens, False for padding, which takes no position: the first real
-                token stands at 0. S counts the tokens in the cache, too.
+                token stands at 0. S counts the tokens in the cache, too. Rotary, ALiBi and
+                relative positions need the real tokens of a row to be neighbors.
             cache: from `make_cache`, extended in place; needs `torch.no_grad()`.
         """
         n_layers = len(self.decoder)
@@ -366,6 +396,12 @@ class DecoderOnly(_TokenModel):
                 must = f"mask must be ({len(tokens)}, 1, 1, S = {first + n_new}) bool"
                 got = f"{tuple(mask.shape)} of {mask.dtype}"
                 raise ValueError(f"DecoderOnly.read: {must}, got {got}")
+            readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+            if readable and self._splits(mask):  # an accelerator would have to be waited for
+                raise ValueError(
+                    f"DecoderOnly.read: mask must have no padding between real tokens with "
+                    f"{self.config.positions} positions, got some"
+                )
             places = (mask[:, 0, 0].cumsum(dim=-1) - 1).clamp_min(0)[:, first:]
         x = self._embed("tokens", tokens, first, places)
         causal = n_new > 1
@@ -373,6 +409,14 @@ class DecoderOnly(_TokenModel):
             earlier = causal_mask(n_new, first + n_new, device=x.device)
             mask, causal = (earlier if mask is None else mask & earlier), False
         return self.decoder_norm(self._through(x, mask, causal, cache))
+
+    def _splits(self, mask: Tensor) -> bool:
+        """Say whether padding parts tokens whose distance counts; columns count it, too."""
+        if self.config.positions not in _SCHEMES or mask.shape[-1] < 3:
+            return False
+        real = mask[:, 0, 0]
+        starts = real[:, 0] + (real[:, 1:] & ~real[:, :-1]).sum(dim=-1)  # runs of real tokens
+        return bool((starts > 1).any())
 
     def _through(
         self, x: Tensor, mask: Tensor | None, causal: bool, cache: list[KVCache] | None

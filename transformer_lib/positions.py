@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -52,6 +53,29 @@ def sinusoidal_positions(
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # sin, cos, sin, ...
 
 # %% ../chapters/05_positions.ipynb #125369d9
+class _Formula(nn.Module):
+    """A module with one buffer, a formula: never saved, and computed anew with new memory."""
+
+    _buffer: str
+
+    def _values(self) -> Tensor:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Do what `to`, `to_empty` and their like ask for; new memory may hold anything."""
+        before = getattr(self, self._buffer)
+        super()._apply(fn, recurse)
+        after = getattr(self, self._buffer)
+        if after is not before and not after.is_meta:
+            setattr(self, self._buffer, self._values().to(after))
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        if getattr(self, self._buffer).is_meta:  # load_state_dict(..., assign=True)
+            setattr(self, self._buffer, self._values())
+        super()._load_from_state_dict(*args)
+
+
 class _PositionTable(nn.Module):
     """What a fixed and a learned table share; subclasses bring the table (max_len, d_model)."""
 
@@ -87,7 +111,7 @@ class _PositionTable(nn.Module):
         return "max_len={}, d_model={}".format(*self.table.shape)
 
 # %% ../chapters/05_positions.ipynb #4cb5e3cc
-class SinusoidalPositions(_PositionTable):
+class SinusoidalPositions(_Formula, _PositionTable):
     """Add to each position its fixed sines and cosines: Vaswani et al. (2017), Section 3.5.
 
     Args:
@@ -99,8 +123,13 @@ class SinusoidalPositions(_PositionTable):
         self, max_len: int, d_model: int, *, base: float = 10_000.0, amplitude: float = 1.0
     ) -> None:
         super().__init__()
-        table = sinusoidal_positions(max_len, d_model, base=base) * amplitude
-        self.register_buffer("table", table, persistent=False)  # a formula: nothing to save
+        self._sizes, self._base, self._amplitude = (max_len, d_model), base, amplitude
+        self.register_buffer("table", self._values(), persistent=False)
+
+    _buffer = "table"
+
+    def _values(self) -> Tensor:
+        return sinusoidal_positions(*self._sizes, base=self._base) * self._amplitude
 
 # %% ../chapters/05_positions.ipynb #3e181ac4
 class LearnedPositions(_PositionTable):
@@ -257,7 +286,7 @@ def _along_diagonals(
     return windows.flip(-2)[:, :n_queries, :n_keys]
 
 # %% ../chapters/05_positions.ipynb #ef9dbc1b
-class AlibiBias(PositionScheme):
+class AlibiBias(_Formula, PositionScheme):
     """Lower each score by slope x distance, with one fixed slope per head.
 
     Press et al. (2022), Section 3: slopes 2**(-8h/H) for h = 1..H; for an H that is no power of
@@ -266,15 +295,21 @@ class AlibiBias(PositionScheme):
     """
 
     slopes: Tensor
+    _buffer = "slopes"
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
         if n_heads < 1:
             raise ValueError(f"AlibiBias: n_heads must be at least 1, got {n_heads}")
+        self._n_heads = n_heads
+        self.register_buffer("slopes", self._values(), persistent=False)
+
+    def _values(self) -> Tensor:
+        n_heads = self._n_heads
         power = 1 << (n_heads.bit_length() - 1)  # the largest power of two within n_heads
         slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
         slopes += [2 ** (-4 * h / power) for h in range(1, 2 * (n_heads - power), 2)]
-        self.register_buffer("slopes", torch.tensor(slopes), persistent=False)
+        return torch.tensor(slopes)
 
     def bias(self, n_queries: int, n_keys: int) -> Float[Tensor, "H T S"]:
         """Say how much each head lowers each score, in nats; at least in float32."""

@@ -18,21 +18,35 @@ from torch import Tensor
 from transformer_lib.generation import (
     _check,
     _collect,
-    _evaluating,
+    _evaluation,
     _reader,
     _require,
+    _require_whole,
     _seen,
     _write,
 )
 from .models import DecoderOnly, Transformer
 
 # %% ../chapters/10_sampling.ipynb #249a93cb
+def _require_normal(function: str, name: str, number: float) -> None:
+    """Refuse what is no number, or one that float32 takes for 0 or infinity."""
+    ends, number_like = torch.finfo(torch.float32), isinstance(number, int | float)
+    fits = number_like and not isinstance(number, bool) and ends.tiny <= number <= ends.max
+    must = f"{name} must lie in {ends.tiny:.2g} to {ends.max:.2g}"
+    _require(function, fits, must, repr(number))
+
+
+def _require_probability(function: str, name: str, number: float) -> None:
+    fits = isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= 1
+    _require(function, fits, f"{name} must lie in 0 to 1", repr(number))
+
+
 def keep_top_k(logits: Float[Tensor, "*batch V"], k: int) -> Float[Tensor, "*batch V"]:
     """Make all but the k most probable tokens impossible: Fan et al. (2018).
 
     Tokens as probable as the k-th stay, too; k beyond V keeps all.
     """
-    _require("keep_top_k", k >= 1, "k must be at least 1", k)
+    _require_whole("keep_top_k", "k", k)
     least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < least, -math.inf)
 
@@ -42,7 +56,8 @@ def keep_top_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*b
 
     Holtzman et al. (2020), Section 3.1. Of tokens alike any may go; p = 1 keeps all.
     """
-    _require("keep_top_p", 0 < p <= 1, "p must be above 0 and at most 1", p)
+    _require_probability("keep_top_p", "p", p)
+    _require("keep_top_p", p > 0, "p must be above 0", p)
     order = logits.sort(dim=-1, descending=True)
     exact = torch.promote_types(logits.dtype, torch.float32)  # sums need the digits
     shares = order.values.softmax(dim=-1, dtype=exact)
@@ -54,7 +69,7 @@ def keep_top_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*b
 
 def keep_min_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*batch V"]:
     """Keep tokens at least p times as probable as the most probable: Nguyen et al. (2025)."""
-    _require("keep_min_p", 0 <= p <= 1, "p must lie in 0 to 1", p)
+    _require_probability("keep_min_p", "p", p)
     floor = logits.amax(dim=-1, keepdim=True) + (math.log(p) if p else -math.inf)
     return logits.masked_fill(logits < floor, -math.inf)
 
@@ -67,10 +82,10 @@ def penalise_repetition(
     Keskar et al. (2019), Section 4.1, with the multiplication that later code added, as in the
     Hugging Face library, since dividing a negative logit would raise it.
     """
-    usable = 0 < penalty < math.inf
-    _require("penalise_repetition", usable, "penalty must be finite and above 0", penalty)
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen, lower, logits)
+    _require_normal("penalise_repetition", "penalty", penalty)
+    ends = torch.finfo(logits.dtype)
+    lower = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(ends.min, ends.max)
+    return torch.where(seen & logits.isfinite(), lower, logits)
 
 # %% ../chapters/10_sampling.ipynb #a0f15010
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,18 +107,14 @@ class Sampler:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        def require(holds: bool, must: str, got: object) -> None:
-            _require("Sampler", holds, must, got)
-
-        usable = 0 < self.temperature < math.inf
-        require(usable, "temperature must be finite and above 0", self.temperature)
-        penalty = self.repetition_penalty
-        require(0 < penalty < math.inf, "repetition_penalty must be finite and above 0", penalty)
-        require(self.top_k is None or self.top_k >= 1, "top_k must be at least 1", self.top_k)
-        fits = self.top_p is None or 0 < self.top_p <= 1
-        require(fits, "top_p must be above 0 and at most 1", self.top_p)
-        fits = self.min_p is None or 0 <= self.min_p <= 1
-        require(fits, "min_p must lie in 0 to 1", self.min_p)
+        _require_normal("Sampler", "temperature", self.temperature)
+        _require_normal("Sampler", "repetition_penalty", self.repetition_penalty)
+        if self.top_k is not None:
+            _require_whole("Sampler", "top_k", self.top_k)
+        for name, p in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if p is not None:
+                _require_probability("Sampler", name, p)
+        _require("Sampler", self.top_p != 0, "top_p must be above 0", self.top_p)
 
     def probabilities(
         self, logits: Float[Tensor, "*batch V"], seen: Bool[Tensor, "*batch V"]
@@ -112,7 +123,7 @@ class Sampler:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.repetition_penalty != 1:
             logits = penalise_repetition(logits, seen, self.repetition_penalty)
-        logits = logits / self.temperature
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature  # may not overflow
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
@@ -225,26 +236,25 @@ def speculative(
     _require("speculative", alike, "model and draft must be of one kind", got)
     for one in (model, draft):
         _check("speculative", one, source, source_mask, max_len, begin, end)
-    _require("speculative", n_guesses >= 1, "n_guesses must be at least 1", n_guesses)
+    _require_whole("speculative", "n_guesses", n_guesses)
     sampler = Sampler() if sampler is None else sampler
     generator, lines, offered, kept = sampler.generator, [], 0, 0
-    trained = [m for one in (model, draft) for m in one.modules() if m.training]
-    with _evaluating(trained):
-        for i in range(len(source)):
-            mask = None if source_mask is None else source_mask[i % len(source_mask)][None]
-            row = (source[i : i + 1], mask, sampler, max_len, begin)
-            writer, guesser = _Speaker(model, *row), _Speaker(draft, *row)
-            line: list[int] = []
-            while len(line) < max_len and end not in line:
-                guesses: list[int] = []
-                guessed: list[Tensor] = []
-                for _ in range(min(n_guesses, max_len - len(line) - 1)):
-                    guessed.append(guesser.chances(guesses)[-1])
-                    guesses.append(_draw(guessed[-1], generator))
-                new = _agree(writer.chances(guesses), guessed, guesses, generator)
-                for speaker in (writer, guesser):
-                    speaker.settle(new)
-                line += new
-                offered, kept = offered + len(guesses), kept + len(new) - 1
-            lines.append(line[: line.index(end)] if end in line else line)
+    model, draft = _evaluation(model), _evaluation(draft)
+    for i in range(len(source)):
+        mask = None if source_mask is None else source_mask[i % len(source_mask)][None]
+        row = (source[i : i + 1], mask, sampler, max_len, begin)
+        writer, guesser = _Speaker(model, *row), _Speaker(draft, *row)
+        line: list[int] = []
+        while len(line) < max_len and end not in line:
+            guesses: list[int] = []
+            guessed: list[Tensor] = []
+            for _ in range(min(n_guesses, max_len - len(line) - 1)):
+                guessed.append(guesser.chances(guesses)[-1])
+                guesses.append(_draw(guessed[-1], generator))
+            new = _agree(writer.chances(guesses), guessed, guesses, generator)
+            for speaker in (writer, guesser):
+                speaker.settle(new)
+            line += new
+            offered, kept = offered + len(guesses), kept + len(new) - 1
+        lines.append(line[: line.index(end)] if end in line else line)
     return lines, kept / max(offered, 1)

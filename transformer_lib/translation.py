@@ -40,7 +40,7 @@ from transformer_lib.checkpoints import (
 )
 from .datasets import multi30k
 from .decoding import beam_search
-from .generation import _evaluating, greedy
+from .generation import _evaluation, greedy
 from .models import Transformer
 from .multihead import recording
 from .text import BEGIN, END, PairBatches, Tokenizer, _extra, _texts
@@ -157,9 +157,9 @@ class Translator:
             raise ValueError(f"alignment: {must}, got {layer}")
         s, t = ([*ids, END] for ids in self.tokenizer.encode_all(pair))
         rows = (torch.tensor([ids], device=self._device) for ids in (s, [BEGIN, *t[:-1]]))
-        trained = [module for module in self.model.modules() if module.training]
-        with recording(self.model) as seen, _evaluating(trained):
-            self.model(*rows)
+        model = _evaluation(self.model)
+        with recording(model) as seen:
+            model(*rows)
         crossing = [weights for name, weights in seen.items() if "cross_attention" in name]
         weights = crossing[layer][0].mean(dim=0).cpu()  # (1, H, T, S) -> (T, S)
         return weights, self.tokenizer.tokens(t), self.tokenizer.tokens(s)

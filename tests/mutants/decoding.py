@@ -2,11 +2,11 @@
 
 MUTANTS = [
     # the reader
-    ("dropout stays on", "if module.training]):", "if False]):"),
+    ("dropout stays on", "_evaluation(model)", "model"),
     (
         "the source is read without its mask",
-        "_reader(model, source, source_mask, max_len, begin)",
-        "_reader(model, source, None, max_len, begin)",
+        "_reader(_evaluation(model), source, source_mask, max_len, begin)",
+        "_reader(_evaluation(model), source, None, max_len, begin)",
     ),
     (
         "prefixes change places and their caches do not",
@@ -74,7 +74,11 @@ MUTANTS = [
     ("more than the beam", "hypotheses[:beam] for hypotheses", "hypotheses for hypotheses"),
     ("impossible prefixes are returned", "real = p > -math.inf", "real = p >= -math.inf"),
     # refusals
-    ("an empty beam", '_require("beam_search", beam >= 1,', '_require("beam_search", True,'),
-    ("any length penalty", "usable = 0 <= length_penalty < math.inf", "usable = True"),
+    ("an empty beam", '_require_whole("beam_search", "beam", beam)', "pass"),
+    (
+        "any length penalty",
+        "usable = 0 <= length_penalty * math.log(max_len) < 700",
+        "usable = True",
+    ),
     ("no patience", '_require("beam_search", patience > 0,', '_require("beam_search", True,'),
 ]

@@ -12,12 +12,13 @@ MUTANTS = [
     ("a source may not fill the table", "length <= room, must, length", "length < room, must, 6"),
     ("tokens beyond the vocabulary", "0 <= low and high <= last,", "0 <= low,"),
     ("negative tokens", "0 <= low and high <= last,", "high <= last,"),
-    ("begin and end may lie beyond the vocabulary", "<= token <= last, must", "<= token, must"),
-    ("begin and end may be negative", "token is None or 0 <= token", "token is None or token"),
-    ("no end is refused", "token is None or 0 <=", "0 <="),
+    ("begin and end may lie beyond the vocabulary", "and 0 <= token <= last)", "and 0 <= token)"),
+    ("begin and end may be negative", "and 0 <= token <= last)", "and token <= last)"),
+    ("no end is refused", "token is None or (_whole(token)", "(_whole(token)"),
     ("any mask", "and source_mask.dtype == torch.bool", ""),
     ("a mask of any shape", "shape in ((B, 1, 1, S), (1, 1, 1, S)) and", ""),
-    ("nothing may be written", "max_len >= 1, ", "True, "),
+    ("nothing may be written", "_whole(number) and number >= 1 ", "_whole(number) "),
+    ("any number of tokens", "_whole(number) and number >= 1 ", "number >= 1 "),
     ("an empty prompt", "length >= 1, ", "True, "),
     ("padding on the right", "bool(mask[..., -1].all())", "True"),
     ("a pick of any shape", "tuple(chosen.shape) == (R,) and chosen", "chosen"),
@@ -25,29 +26,17 @@ MUTANTS = [
     ("a pick beyond the vocabulary", "0 <= low and high < V,", "0 <= low,"),
     ("a pick below zero", "0 <= low and high < V,", "high < V,"),
     # the mode of the model
-    ("dropout stays on", "        module.training = False\n", "        pass\n"),
+    ("dropout stays on", '"training": False, ', ""),
+    ("the copy of a compiled model is compiled in training", '"_compiled_call_impl": None', ""),
     (
-        "the model is left in evaluation mode",
-        "            module.training = True\n",
-        "            pass\n",
+        "a prompt may be split by padding",
+        "_require(function, not parted, must,",
+        "_require(function, True, must,",
     ),
     (
-        "all modules are trained afterwards",
-        "[module for module in modules if module.training]):\n                logits",
-        "modules):\n            logits",
-    ),
-    (
-        "all modules are trained after reading",
-        "[module for module in modules if module.training]):\n        reader",
-        "modules):\n        reader",
-    ),
-    (
-        "the mode of the beginning comes back",
-        "    for _ in range(max_len):\n        with torch.inference_mode():\n            "
-        "with _evaluating([module for module in modules if module.training]):",
-        "    old = [module for module in modules if module.training]\n"
-        "    for _ in range(max_len):\n        with torch.inference_mode():\n            "
-        "with _evaluating(old):",
+        "the mode of the beginning counts",
+        "reader.model = _evaluation(model)",
+        "reader.model = reader.model",
     ),
     (
         "the model is in evaluation between two tokens",

@@ -174,4 +174,7 @@ MUTANTS = [
         "min(1.0, 4 / math.sqrt(config.d_model))",
         "1.0",
     ),
+    ("options of any type", "        _check_types(self)\n", ""),
+    ("a mask of two dimensions", "or mask.dim() != 4)", ")"),
+    ("padding may part the tokens of a prompt", "if readable and self._splits(mask):", "if False:"),
 ]

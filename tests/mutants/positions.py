@@ -28,8 +28,8 @@ MUTANTS = [
     ),
     (
         "sinusoids: table saved with the weights",
-        'self.register_buffer("table", table, persistent=False)',
-        'self.register_buffer("table", table)',
+        'self.register_buffer("table", self._values(), persistent=False)',
+        'self.register_buffer("table", self._values())',
     ),
     (
         "tables: every piece starts at position 0",
@@ -254,4 +254,10 @@ MUTANTS = [
     ("a place beyond the table", "if low < 0 or high >= max_len:", "if low < 0 or high > max_len:"),
     ("a place before the table", "if low < 0 or high >= max_len:", "if high >= max_len:"),
     ("places change the type", "self.table[places].to(x.dtype)", "self.table[places]"),
+    (
+        "new memory keeps what it holds",
+        "if after is not before and not after.is_meta:",
+        "if False:",
+    ),
+    ("a table stays on meta", "if getattr(self, self._buffer).is_meta:", "if False:"),
 ]

@@ -20,12 +20,15 @@ MUTANTS = [
         "logits / penalty, logits * penalty)",
         "logits / penalty, logits / penalty)",
     ),
-    ("a penalty without end", "usable = 0 < penalty < math.inf", "usable = 0 < penalty"),
-    ("a penalty for all", "torch.where(seen, lower, logits)", "lower"),
+    ("a penalty without end", "<= number <= ends.max", "<= number"),
+    ("a penalty of next to nothing", "ends.tiny <= number", "0 < number"),
+    ("a penalty overflows", ".clamp(ends.min, ends.max)", ""),
+    ("an impossible token is revived", "seen & logits.isfinite()", "seen"),
+    ("a penalty for all", "torch.where(seen & logits.isfinite(), lower, logits)", "lower"),
     (
         "a penalty for what is new",
-        "torch.where(seen, lower, logits)",
-        "torch.where(seen, logits, lower)",
+        "torch.where(seen & logits.isfinite(), lower, logits)",
+        "torch.where(seen & logits.isfinite(), logits, lower)",
     ),
     # the sampler
     (
@@ -33,11 +36,13 @@ MUTANTS = [
         "logits.to(torch.promote_types(logits.dtype, torch.float32))",
         "logits",
     ),
-    ("no temperature", "logits = logits / self.temperature", "pass"),
-    ("temperature upside down", "logits / self.temperature", "logits * self.temperature"),
+    ("no temperature", "/ self.temperature", "/ 1"),
+    ("temperature overflows", "(logits - logits.amax(dim=-1, keepdim=True)) /", "logits /"),
+    ("temperature upside down", "/ self.temperature", "* self.temperature"),
     (
         "temperature after top-k and top-p",
-        "        logits = logits / self.temperature\n"
+        "        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature"
+        "  # may not overflow\n"
         "        if self.top_k is not None:\n"
         "            logits = keep_top_k(logits, self.top_k)\n"
         "        if self.top_p is not None:\n"
@@ -46,7 +51,8 @@ MUTANTS = [
         "            logits = keep_top_k(logits, self.top_k)\n"
         "        if self.top_p is not None:\n"
         "            logits = keep_top_p(logits, self.top_p)\n"
-        "        logits = logits / self.temperature\n",
+        "        logits = (logits - logits.amax(dim=-1, keepdim=True)) / self.temperature"
+        "  # may not overflow\n",
     ),
     (
         "top-p before top-k",
@@ -60,7 +66,7 @@ MUTANTS = [
         "            logits = keep_top_k(logits, self.top_k)\n",
     ),
     ("no penalty", "if self.repetition_penalty != 1:", "if False:"),
-    ("no top-k", "if self.top_k is not None:", "if False:"),
+    ("no top-k", "if self.top_k is not None:\n            logits", "if False:\n            logits"),
     ("no top-p", "if self.top_p is not None:", "if False:"),
     ("no min-p", "if self.min_p is not None:", "if False:"),
     ("the generator is forgotten", "1, generator=self.generator)", "1)"),
@@ -69,15 +75,15 @@ MUTANTS = [
         "torch.multinomial(chances, 1, generator=self.generator)",
         "chances.argmax(-1, keepdim=True)",
     ),
+    ("any temperature", '_require_normal("Sampler", "temperature", self.temperature)', "pass"),
     (
-        "an infinite temperature",
-        "usable = 0 < self.temperature < math.inf",
-        "usable = 0 < self.temperature",
+        "any penalty",
+        '_require_normal("Sampler", "repetition_penalty", self.repetition_penalty)',
+        "pass",
     ),
-    ("any penalty", "require(0 < penalty < math.inf,", "require(True,"),
-    ("top_k of nothing", "self.top_k >= 1, ", "True, "),
-    ("any top_p", "fits = self.top_p is None or 0 < self.top_p <= 1", "fits = True"),
-    ("any min_p", "fits = self.min_p is None or 0 <= self.min_p <= 1", "fits = True"),
+    ("top_k of nothing", '_require_whole("Sampler", "top_k", self.top_k)', "pass"),
+    ("any top_p or min_p", '_require_probability("Sampler", name, p)', "pass"),
+    ("a top_p of 0", "self.top_p != 0, ", "True, "),
     (
         "sample ignores its sampler",
         "pick = Sampler() if sampler is None else sampler",
@@ -120,8 +126,8 @@ MUTANTS = [
         "_draw(wanted[-1], None)",
     ),
     ("no rest, no token", "rest if rest.any() else p", "rest"),
-    ("both models are in training", "with _evaluating(trained):", "with _evaluating([]):"),
-    ("no guesses at all", "n_guesses >= 1, ", "True, "),
+    ("both models are in training", "_evaluation(model), _evaluation(draft)", "model, draft"),
+    ("no guesses at all", '_require_whole("speculative", "n_guesses", n_guesses)', "pass"),
     (
         "unread tokens are lost",
         "torch.tensor([self.unread + new]",
@@ -160,8 +166,8 @@ MUTANTS = [
     ),
     (
         "the draft is in training",
-        "for one in (model, draft) for m in one.modules()",
-        "for one in (model,) for m in one.modules()",
+        "_evaluation(model), _evaluation(draft)",
+        "_evaluation(model), draft",
     ),
     ("nan is overlooked", "if logits.isnan().any():", "if False:"),
     ("any two vocabularies", "sizes[0] == sizes[1], ", "True, "),

@@ -51,8 +51,8 @@ MUTANTS = [
     ("the decoder reads what it writes", "[BEGIN, *t[:-1]]", "t"),
     (
         "dropout in the picture",
-        "with recording(self.model) as seen, _evaluating(trained):",
-        "with recording(self.model) as seen:",
+        "model = _evaluation(self.model)",
+        "model = self.model",
     ),
     ("another attention", 'if "cross_attention" in name', 'if "decoder" in name'),
     ("one head for all", "crossing[layer][0].mean(dim=0)", "crossing[layer][0][0]"),
