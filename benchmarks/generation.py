@@ -11,7 +11,7 @@ from benchmarks.language import LAYERS, Bare, D, H, config, logits_of
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly
-from transformer_lib.onednn import _PackedLinear, _replace, packed
+from transformer_lib.cpu import _PackedLinear, _replace, packed
 
 V, PROMPT, NEW = 65, 32, 256
 ALL = PROMPT + NEW

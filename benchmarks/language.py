@@ -19,7 +19,7 @@ from benchmarks.peers import (
 )
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.models import DecoderOnly, TransformerConfig
-from transformer_lib.onednn import by_onednn
+from transformer_lib.cpu import by_onednn
 
 LAYERS, H, D, T, B = 6, 6, 384, 256, 8
 SPREAD = {"paper": "drops as the paper does: sub-layer outputs, embeddings",

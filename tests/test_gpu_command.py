@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import attention, gpu, language, peers
 from benchmarks.harness import Setting
-from transformer_lib.text import PAD
+from transformer_lib.tokenizer import PAD
 
 ROOT = Path(__file__).resolve().parent.parent
 busy = pytest.mark.timeout(600)  # of processes that share a machine with others

@@ -29,8 +29,8 @@ from transformer_lib.checkpoints import (
     save_checkpoint,
 )
 from transformer_lib.devices import Place
-from transformer_lib.objectives import SCHEDULES, MovingAverage, translation_loss
-from transformer_lib.text import BlockBatches, PairBatches
+from transformer_lib.losses import SCHEDULES, MovingAverage, translation_loss
+from transformer_lib.tokenizer import BlockBatches, PairBatches
 from transformer_lib.trainer import (
     LOG,
     NonFiniteLoss,

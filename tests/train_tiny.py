@@ -20,7 +20,7 @@ import torch.distributed.checkpoint.state_dict  # here, so that forked children 
 from transformer_lib import checkpoints
 from transformer_lib.devices import joined
 from transformer_lib.models import Transformer, TransformerConfig
-from transformer_lib.text import PairBatches
+from transformer_lib.tokenizer import PairBatches
 from transformer_lib.trainer import Trainer, TrainingConfig
 
 torch.set_num_threads(1)

@@ -44,9 +44,9 @@ from .testing import (
 
 if TYPE_CHECKING:
     from .datasets import multi30k, number_names, stdlib_source, tiny_shakespeare
-    from .decoding import Hypothesis, beam_search
+    from .beam_search import Hypothesis, beam_search
     from .generation import greedy, stream
-    from .objectives import (
+    from .losses import (
         SCHEDULES,
         MovingAverage,
         constant,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         token_loss,
         translation_loss,
     )
-    from .onednn import by_onednn, packed
+    from .cpu import by_onednn, packed
     from .sampling import (
         Sampler,
         keep_min_p,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
         sample,
         speculative,
     )
-    from .text import (
+    from .tokenizer import (
         BEGIN,
         END,
         PAD,
@@ -92,31 +92,33 @@ if TYPE_CHECKING:
         make_optimizer,
         tensorboard_log,
     )
-    from .training import RECIPES, Recipe, check_export_folder, export_model, load_export
+    from .recipes import RECIPES, Recipe, check_export_folder, export_model, load_export
     from .translation import PROTOCOLS, Score, Translator, record_scores, score
 
 # What needs more than torch, or is only for training, is loaded when it is first asked for.
 _LATER = {
-    "text": (
+    "tokenizer": (
         "BEGIN END PAD SPECIALS UNKNOWN "
         "Batch BlockBatches Blocks PairBatches ResumableBatches Tokenizer"
     ),
     "datasets": "multi30k number_names stdlib_source tiny_shakespeare",
-    "objectives": (
+    "losses": (
         "SCHEDULES MovingAverage constant cosine inverse_sqrt "
         "language_loss linear paper_rate token_loss translation_loss"
     ),
+    "shapes": "",
+    "plots": "",
     "checkpoints": "",  # many names that only a trainer needs: import the module
     "devices": "",
     "trainer": (
         "LOG Batches Loss NonFiniteLoss Trainer "
         "TrainingBatch TrainingConfig make_optimizer tensorboard_log"
     ),
-    "training": "RECIPES Recipe check_export_folder export_model load_export",
+    "recipes": "RECIPES Recipe check_export_folder export_model load_export",
     "generation": "greedy stream",
     "sampling": "Sampler keep_min_p keep_top_k keep_top_p penalise_repetition sample speculative",
-    "decoding": "Hypothesis beam_search",
-    "onednn": "by_onednn packed",
+    "beam_search": "Hypothesis beam_search",
+    "cpu": "by_onednn packed",
     "translation": "PROTOCOLS Score Translator record_scores score",
 }
 _HOME = {name: module for module, names in _LATER.items() for name in names.split()}

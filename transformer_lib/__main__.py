@@ -103,7 +103,7 @@ def _use_machine(options: argparse.Namespace) -> None:
 def _add_train(commands: Any, arguments: Sequence[str]) -> None:
     from .models import TransformerConfig
     from .trainer import TrainingConfig
-    from .training import RECIPES
+    from .recipes import RECIPES
 
     about = "\n".join(
         f"  {name:<16} {recipe.about}" + (f"\n{'':<19}{recipe.time}" if recipe.time else "")
@@ -188,7 +188,7 @@ def _value(kind: Any) -> Callable[[str], Any]:
 
 def _chosen(options: argparse.Namespace) -> Any:
     """Give the recipe with the settings of the command line."""
-    from .training import RECIPES
+    from .recipes import RECIPES
 
     recipe = RECIPES[options.recipe]
     given: dict[str, dict[str, Any]] = {"training": {}, "model": {}}
@@ -238,7 +238,7 @@ def _train(options: argparse.Namespace) -> None:
     from .devices import joined
     from .models import Transformer
     from .trainer import Trainer, tensorboard_log
-    from .training import check_export_folder, export_model
+    from .recipes import check_export_folder, export_model
     from .translation import Translator
 
     recipe = _chosen(options)

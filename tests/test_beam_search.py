@@ -1,0 +1,602 @@
+"""Decoding: what the slow searches find, for any batch; nothing lost, and bad input refused."""
+
+import copy
+import functools
+import itertools
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transformer_lib.attention import padding_mask
+from transformer_lib.beam_search import Hypothesis, beam_search
+from transformer_lib.generation import greedy
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+
+BEGIN, END = 1, 2
+KINDS = ["sinusoidal", "learned", "rotary", "alibi", "relative", "none"]
+
+
+def make(vocab_size=7, *, seed=0, peaked=2.5, dtype=torch.float64, **options):
+    """A tiny random model, its embeddings scaled so that it has something to say."""
+    sizes = {"d_model": 8, "n_heads": 2, "d_ff": 11, "n_encoder_layers": 1, "n_decoder_layers": 2}
+    torch.manual_seed(seed)
+    config = TransformerConfig(vocab_size=vocab_size, **sizes | {"max_len": 13} | options)
+    model = Transformer(config).to(dtype).eval()
+    with torch.no_grad():
+        model.output.weight.mul_(peaked)
+    return model
+
+
+def sources(model, lengths, seed=0):
+    """Random sources of these lengths, padded with noise, and their mask."""
+    size, width = (len(lengths), max(lengths, default=0)), model.config.vocab_size
+    tokens = torch.randint(0, width, size, generator=torch.Generator().manual_seed(seed))
+    return tokens, padding_mask(torch.tensor(lengths, dtype=torch.int64), size[1])
+
+
+def bias(model, token, amount):
+    """Add an amount to one logit of every prediction."""
+    index = torch.tensor([token])
+
+    def add(module, args, out):
+        return out.index_add(-1, index, out.new_full((*out.shape[:-1], 1), amount))
+
+    return model.output.register_forward_hook(add)
+
+
+def rows_decoded(model, run):
+    """The number of rows at each step of the decoder."""
+    steps = []
+    hook = model.output.register_forward_hook(lambda module, args, out: steps.append(len(out)))
+    run()
+    hook.remove()
+    return steps
+
+
+# oracles: one sentence, no cache, no padding, no early stop
+
+
+def next_of(model, source, begin=BEGIN):
+    with torch.no_grad():
+        memory = model.encode(source[None])
+
+    @functools.cache
+    @torch.no_grad()
+    def next_log_p(prefix):
+        logits = model.decode(torch.tensor([[begin, *prefix]]), memory)[0, -1]
+        return logits.to(torch.float64).log_softmax(dim=-1).tolist()
+
+    return lambda prefix: next_log_p(tuple(prefix))
+
+
+def beam_slowly(next_log_p, end, beam, length_penalty, max_len, enough=math.inf):
+    live, found = [([], 0.0)], []
+    for n in range(1, max_len + 1):
+        grown = [([*x, i], p + q) for x, p in live for i, q in enumerate(next_log_p(x))]
+        grown = sorted((one for one in grown if one[1] > -math.inf), key=lambda one: -one[1])
+        found += [(x[:-1], p, p / n**length_penalty) for x, p in grown[:beam] if x[-1] == end]
+        live = [(x, p) for x, p in grown if x[-1] != end][:beam]
+        if len(found) >= enough:
+            live = []
+    found = sorted(found, key=lambda one: -one[2])
+    found = [(*one, True) for one in found]
+    found += [(x, p, p / max_len**length_penalty, False) for x, p in live]
+    return found[:beam]
+
+
+def check_found(found, expected, **tolerances):
+    assert [one.tokens for one in found] == [line for line, *_ in expected]
+    assert [one.finished for one in found] == [whole for *_, whole in expected]
+    for i, name in enumerate(("log_probability", "score"), 1):
+        values = [torch.tensor([getattr(one, name) for one in found], dtype=torch.float64)]
+        values.append(torch.tensor([one[i] for one in expected], dtype=torch.float64))
+        torch.testing.assert_close(*values, **tolerances)
+
+
+# agreement
+
+
+@pytest.mark.parametrize("positions", KINDS)
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_every_position_scheme_and_shared_keys_agree(positions, n_kv_heads):
+    model = make(seed=3, positions=positions, n_kv_heads=n_kv_heads)
+    source, mask = sources(model, [4, 2])
+    options = {"beam": 3, "length_penalty": 0.5, "max_len": 6}
+    found = beam_search(model, source, mask, **options)
+    for tokens, row, n in zip(source, found, (4, 2), strict=True):
+        check_found(row, beam_slowly(next_of(model, tokens[:n]), END, **options))
+
+
+@pytest.mark.parametrize("seed", [0, 5, 6, 10, 13, 14, 15, 16])  # where it matters what is third
+@pytest.mark.parametrize("amount, peaked", [(1.0, 1.0), (2.5, 2.5)])
+def test_an_end_among_the_best_costs_no_prefix(amount, peaked, seed):
+    model = make(9, seed=seed, peaked=peaked)
+    bias(model, END, amount)
+    source, _ = sources(model, [4], seed)
+    options = {"beam": 2, "length_penalty": 1.0, "max_len": 5}
+    (found,) = beam_search(model, source, **options)
+    check_found(found, beam_slowly(next_of(model, source[0]), END, **options))
+
+
+def test_the_log_probability_is_that_of_the_whole_line_and_its_end():
+    model, max_len = make(11, seed=5), 6
+    hook = bias(model, END, 2.5)
+    source, mask = sources(model, [5, 3, 4])
+    found = beam_search(model, source, mask, beam=4, length_penalty=0.7, max_len=max_len)
+    assert {one.finished for row in found for one in row} == {True, False}
+    for b, row in enumerate(found):
+        for one in row:
+            steps = [*one.tokens, END] if one.finished else one.tokens
+            logits = model(source[[b]], torch.tensor([[BEGIN, *steps[:-1]]]), source_mask=mask[[b]])
+            p = logits.log_softmax(-1)[0, range(len(steps)), steps].sum().item()
+            assert one.log_probability == pytest.approx(p, abs=1e-10)
+            assert one.score == pytest.approx(p / len(steps) ** 0.7, abs=1e-10)
+    hook.remove()
+
+
+# batches
+
+
+def test_neither_the_batch_nor_its_padding_changes_anything():
+    model = make(9, seed=1)
+    source, mask = sources(model, [5, 1, 0, 4, 2])
+    options = {"beam": 3, "max_len": 7}
+    found = beam_search(model, source, mask, **options)
+    noise = torch.where(mask[:, 0, 0], source, (source + 3) % 9)
+    assert not torch.equal(noise, source)
+    check_alike(beam_search(model, noise, mask, **options), found)
+    for b, n in enumerate([5, 1, 0, 4, 2]):
+        check_alike(beam_search(model, source[[b], :n], **options), [found[b]])
+
+
+def check_alike(one, other):
+    for row, again in zip(one, other, strict=True):
+        check_found(row, [(x.tokens, x.log_probability, x.score, x.finished) for x in again])
+
+
+def test_one_mask_may_serve_all_rows_and_none_means_all_visible():
+    model = make(seed=2)
+    source, _ = sources(model, [4, 4, 4])
+    hidden = torch.tensor([True, True, True, False]).view(1, 1, 1, 4)
+    short, whole = source[:, :3], torch.ones(3, 1, 1, 4, dtype=torch.bool)
+    found = beam_search(model, source, max_len=5)
+    check_alike(beam_search(model, source, whole, max_len=5), found)
+    apart = beam_search(model, short, max_len=5)
+    check_alike(beam_search(model, source, hidden, max_len=5), apart)
+    assert found[0][0].log_probability != pytest.approx(apart[0][0].log_probability)
+
+
+def test_an_empty_batch_gives_an_empty_list_and_an_empty_source_a_translation():
+    model = make()
+    for empty in ((0, 5), (0, 0)):
+        source = torch.zeros(empty, dtype=torch.int64)
+        assert beam_search(model, source, max_len=4) == []
+    nothing = torch.zeros(2, 0, dtype=torch.int64)
+    first = beam_search(model, nothing, beam=2, max_len=4)[0]
+    check_found(first, beam_slowly(next_of(model, nothing[0]), END, 2, 1.0, 4))
+
+
+def test_int32_sources_and_other_begin_and_end_tokens():
+    model = make(7, seed=4)
+    source, _ = sources(model, [4, 4])
+    for begin, end in ((0, 6), (3, 3)):
+        names, options = {"begin": begin, "end": end}, {"beam": 3, "max_len": 6}
+        found = beam_search(model, source.int(), **names, **options)
+        for tokens, row in zip(source, found, strict=True):
+            check_found(row, beam_slowly(next_of(model, tokens, begin), end, 3, 1.0, 6))
+
+
+def test_more_beams_than_there_are_extensions():
+    for vocab_size in (3, 4):
+        model = make(vocab_size)
+        source, _ = sources(model, [2, 2])
+        for row, tokens in zip(beam_search(model, source, beam=50, max_len=3), source, strict=True):
+            check_found(row, beam_slowly(next_of(model, tokens), END, 50, 1.0, 3))
+    model = make(1)
+    source = torch.zeros(2, 3, dtype=torch.int64)
+    (one,), _ = beam_search(model, source, beam=3, max_len=2, begin=0, end=0)
+    assert one == Hypothesis(tokens=[], log_probability=0.0, score=0.0, finished=True)
+
+
+# what is done, and when it stops
+
+
+def test_finished_rows_leave_the_batch_at_once():
+    model = make(30, seed=0, peaked=3.0)
+    source, mask = sources(model, [5, 3, 4, 2, 5, 1, 4, 3], seed=6)
+    steps = []
+
+    def rise(module, args, out):  # the end grows more probable with every step
+        steps.append(len(out))
+        amount = out.new_full((*out.shape[:-1], 1), 1.5 * len(steps) - 4)
+        return out.index_add(-1, torch.tensor([END]), amount)
+
+    model.output.register_forward_hook(rise)
+    options, alone = {"beam": 3, "length_penalty": 0.0, "max_len": 12}, []
+    for b in range(8):
+        steps.clear()
+        beam_search(model, source[[b]], mask[[b]], **options)
+        alone.append([*steps])
+    assert len({len(one) for one in alone}) > 2
+    steps.clear()
+    beam_search(model, source, mask, **options)
+    assert steps == [sum(one) for one in itertools.zip_longest(*alone, fillvalue=0)]
+
+
+def test_a_row_is_left_at_the_first_step_after_which_nothing_can_change():
+    model = make(9, seed=8)
+    hook, max_len = bias(model, END, 2.0), 12
+    for length_penalty, beam in itertools.product((0.0, 0.5, 1.0), (1, 2, 4)):
+        source, _ = sources(model, [4], seed=beam)
+        options = {"beam": beam, "length_penalty": length_penalty, "max_len": max_len}
+        steps = rows_decoded(model, lambda: beam_search(model, source, **options))  # noqa: B023
+        live, found, wanted = [([], 0.0)], [], max_len
+        next_log_p = next_of(model, source[0])
+        for n in range(1, max_len + 1):
+            grown = [([*x, i], p + q) for x, p in live for i, q in enumerate(next_log_p(x))]
+            grown.sort(key=lambda one: -one[1])
+            found += [p / n**length_penalty for x, p in grown[:beam] if x[-1] == END]
+            found = sorted(found, reverse=True)[:beam]
+            live = [one for one in grown if one[0][-1] != END][:beam]
+            if len(found) == beam and live[0][1] / max_len**length_penalty <= found[-1]:
+                wanted = n
+                break
+        assert len(steps) == wanted
+        assert steps[0] == 1 and set(steps[1:]) <= {beam}
+    hook.remove()
+
+
+def test_what_is_cut_short_is_kept_and_says_so():
+    model = make(seed=1)
+    source, _ = sources(model, [4, 4])
+    bias(model, END, -math.inf)
+    for max_len in (1, 5):
+        found = beam_search(model, source, beam=3, length_penalty=0.5, max_len=max_len)
+        for row in found:
+            assert len(row) == 3
+            for one in row:
+                assert not one.finished and len(one.tokens) == max_len and END not in one.tokens
+                assert one.score == pytest.approx(one.log_probability / max_len**0.5)
+            assert row == sorted(row, key=lambda one: -one.score)
+
+
+def test_the_unfinished_stand_behind_the_finished_whatever_their_score():
+    model = make(9, seed=8)
+    bias(model, END, -1.0)
+    rows = []
+    for seed in range(6):
+        source, _ = sources(model, [4], seed)
+        rows += beam_search(model, source, beam=6, length_penalty=0.0, max_len=4)
+    mixed = [row for row in rows if len({one.finished for one in row}) == 2]
+    assert mixed
+    for row in mixed:
+        flags = [one.finished for one in row]
+        assert flags == sorted(flags, reverse=True)
+    assert any(
+        row[-1].score > row[0].score or row[0].score < max(x.score for x in row) for row in mixed
+    )
+
+
+def test_impossible_tokens_are_never_written():
+    model = make(6, seed=1)
+    for token in (0, 1, 3):
+        bias(model, token, -math.inf)
+    source, _ = sources(model, [3, 3])
+    for row, tokens in zip(beam_search(model, source, beam=40, max_len=3), source, strict=True):
+        check_found(row, beam_slowly(next_of(model, tokens), END, 40, 1.0, 3))
+        assert len(row) == 15  # 1 + 2 + 4 ends, 8 prefixes of three tokens: 4 and 5 are left
+        assert all(math.isfinite(one.score) for one in row)
+
+
+def test_a_source_without_hope_is_left():
+    model = make(6)
+    for token in (0, 1, 3, 4, 5):
+        bias(model, token, -math.inf)
+    source, _ = sources(model, [3, 3])
+    steps = rows_decoded(model, lambda: beam_search(model, source, beam=4, max_len=9))
+    assert steps == [2]
+    for row in beam_search(model, source, beam=4, max_len=9):
+        assert row == [Hypothesis(tokens=[], log_probability=0.0, score=0.0, finished=True)]
+
+
+# the model
+
+
+def test_dropout_is_off_and_every_module_gets_its_mode_back():
+    model = make(seed=2, dropout=0.5, attention_dropout=0.5)
+    source, mask = sources(model, [4, 2])
+    expected = beam_search(model, source, mask, max_len=6)
+    model.train()
+    model.encoder[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert beam_search(model, source, mask, max_len=6) == expected
+    assert [module.training for module in model.modules()] == modes
+    model.output.register_forward_hook(lambda module, args, out: out * math.nan)
+    with pytest.raises(
+        ValueError, match="beam_search: the model's logits must be numbers, got nan"
+    ):
+        beam_search(model, source, mask, max_len=6)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_nan_in_one_row_at_a_late_step_is_refused_too():
+    model, calls = make(seed=1), []
+    bias(model, END, -20.0)
+
+    def spoil(module, args, out):
+        calls.append(None)
+        return out if len(calls) < 3 else out.index_fill(0, torch.tensor([1]), math.nan)
+
+    model.output.register_forward_hook(spoil)
+    with pytest.raises(ValueError, match="must be numbers, got nan"):
+        beam_search(model, torch.zeros(3, 2, dtype=torch.int64), max_len=6)
+
+
+def test_inference_mode_works_and_training_afterwards():
+    for positions in ("learned", "rotary", "relative"):
+        model = make(seed=2, positions=positions)
+        source, mask = sources(model, [4, 2])
+        kept = source.clone(), copy.deepcopy(model.state_dict())
+        with torch.inference_mode():
+            inside = beam_search(model, source, mask, max_len=6)
+        assert beam_search(model, source, mask, max_len=6) == inside
+        loss = model(source, source, source_mask=mask).logsumexp(-1).sum()
+        loss.backward()
+        assert torch.equal(source, kept[0])
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, kept[1][name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_in_single_precision(dtype):
+    model = make(40, seed=3, dtype=dtype)
+    source, mask = sources(model, [5, 3])
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[END] = -math.inf
+    model.output.register_forward_hook(lambda module, args, out: logits.expand_as(out))
+    best = logits.float().log_softmax(dim=-1).max()
+    for row in beam_search(model, source, mask, beam=2, length_penalty=0.0, max_len=13):
+        assert row[0].tokens == [int(logits.argmax())] * 13
+        assert row[0].log_probability == pytest.approx(13 * best.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_finds_numbers(dtype):
+    model = make(40, seed=3, dtype=dtype)
+    source, mask = sources(model, [5, 0])
+    for row in beam_search(model, source, mask, beam=2, max_len=8):
+        assert all(math.isfinite(one.score) for one in row) and row[0].score >= row[1].score
+
+
+def test_large_logits_of_half_precision_do_not_overflow():
+    model = make(seed=1, dtype=torch.float16)
+    model.output.register_forward_hook(lambda module, args, out: out.clamp(-1, 1) * 60_000)
+    source, _ = sources(model, [4])
+    for one in beam_search(model, source, beam=2, max_len=5)[0]:
+        assert math.isfinite(one.log_probability)
+
+
+def test_hypotheses_are_frozen_and_compare_by_value():
+    one = Hypothesis(tokens=[3], log_probability=-1.0, score=-0.5, finished=True)
+    assert one == Hypothesis(tokens=[3], log_probability=-1.0, score=-0.5, finished=True)
+    with pytest.raises(AttributeError):
+        one.score = 0.0
+
+
+# refusals
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=re.escape(message))
+
+
+def test_the_table_of_positions_is_used_to_its_end_and_no_further():
+    for positions in KINDS:
+        model = make(seed=1, positions=positions, max_len=5)
+        bias(model, END, -math.inf)
+        source, _ = sources(model, [4])
+        beam_search(model, source, max_len=5)
+        if positions in ("sinusoidal", "learned"):
+            must = "max_len must be at most 5, the positions that the model has left, got 6"
+            with refused(f"beam_search: {must}"):
+                beam_search(model, source, max_len=6)
+        else:
+            beam_search(model, source, max_len=6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_len": 0}, "max_len must be at least 1 and an integer, got 0"),
+        ({"begin": -1}, "begin must lie in 0 to vocab_size - 1 = 6, got -1"),
+        ({"begin": 7}, "begin must lie in 0 to vocab_size - 1 = 6, got 7"),
+        ({"end": 7}, "end must lie in 0 to vocab_size - 1 = 6, got 7"),
+        ({"end": -1}, "end must lie in 0 to vocab_size - 1 = 6, got -1"),
+    ],
+)
+def test_limits_and_tokens_are_checked(options, message):
+    model = make()
+    for batch in (2, 0):
+        with refused(f"beam_search: {message}"):
+            beam_search(model, torch.zeros(batch, 3, dtype=torch.int64), **{"max_len": 4} | options)
+
+
+@pytest.mark.bad_input
+def test_a_source_and_its_mask_are_checked():
+    source = torch.zeros(2, 3, dtype=torch.int64)
+    with refused("beam_search: source must be (B, S) int32 or int64, got (2, 3) of torch.float32"):
+        beam_search(make(), source.float(), max_len=4)
+    must = "source_mask must be (2, 1, 1, 3) bool, as padding_mask gives it, got (2, 3) of"
+    with refused(f"beam_search: {must} torch.bool"):
+        beam_search(make(), source, source == 0, max_len=4)
+    with refused("beam_search: source tokens must lie in 0 to vocab_size - 1 = 6, got 0 to 7"):
+        beam_search(make(), torch.tensor([[0, 7]]), max_len=4)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"beam": 0}, "beam must be at least 1 and an integer, got 0"),
+        (
+            {"length_penalty": -0.1},
+            "length_penalty must be at least 0, and max_len**length_penalty "
+            "at most 1e304, got -0.1",
+        ),
+        (
+            {"length_penalty": math.inf},
+            "length_penalty must be at least 0, and max_len**length_penalty at most 1e304, got inf",
+        ),
+        (
+            {"length_penalty": math.nan},
+            "length_penalty must be at least 0, and max_len**length_penalty at most 1e304, got nan",
+        ),
+        ({"patience": 0.0}, "patience must be above 0, got 0.0"),
+        ({"patience": math.nan}, "patience must be above 0, got nan"),
+    ],
+)
+def test_the_options_of_a_beam_are_checked(options, message):
+    for batch in (2, 0):
+        source = torch.zeros(batch, 3, dtype=torch.int64)
+        with refused(f"beam_search: {message}"):
+            beam_search(make(), source, max_len=4, **options)
+
+
+# any model, any batch
+
+
+SEARCHES = {
+    "vocab_size": st.integers(3, 9),
+    "seed": st.integers(0, 10_000),
+    "lengths": st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    "max_len": st.integers(1, 6),
+    "peaked": st.floats(0.5, 4.0),
+}
+
+
+@given(**SEARCHES, beam=st.integers(1, 6), length_penalty=st.sampled_from([0.0, 0.6, 1.0, 2.0]))
+@settings(max_examples=25)
+def test_a_beam_finds_what_one_uncached_sentence_finds_without_stopping(
+    vocab_size, seed, lengths, max_len, peaked, beam, length_penalty
+):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    source, mask = sources(model, lengths, seed)
+    options = {"beam": beam, "length_penalty": length_penalty, "max_len": max_len}
+    found = beam_search(model, source, mask, **options)
+    for tokens, row, n in zip(source, found, lengths, strict=True):
+        check_found(row, beam_slowly(next_of(model, tokens[:n]), END, **options))
+
+
+@given(**SEARCHES, beam=st.integers(1, 5), patience=st.sampled_from([0.5, 1.0, 2.4]))
+@settings(max_examples=15)
+def test_patience_leaves_when_enough_have_finished(
+    vocab_size, seed, lengths, max_len, peaked, beam, patience
+):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    hook = bias(model, END, 2.0)
+    source, mask = sources(model, lengths, seed)
+    options = {"beam": beam, "length_penalty": 1.0, "max_len": max_len}
+    found = beam_search(model, source, mask, patience=patience, **options)
+    for tokens, row, n in zip(source, found, lengths, strict=True):
+        slow = beam_slowly(next_of(model, tokens[:n]), END, enough=patience * beam, **options)
+        check_found(row, slow)
+    hook.remove()
+
+
+@given(seed=st.integers(0, 10_000), vocab_size=st.integers(3, 5), max_len=st.integers(1, 3))
+@settings(max_examples=12)
+def test_a_beam_as_wide_as_all_prefixes_searches_exhaustively(seed, vocab_size, max_len):
+    model = make(vocab_size, seed=seed)
+    source, _ = sources(model, [3], seed)
+    next_log_p, others = next_of(model, source[0]), [i for i in range(vocab_size) if i != END]
+    every = []
+    for n in range(max_len + 1):
+        for line in itertools.product(others, repeat=n):
+            ends = n < max_len
+            steps = [*line, END] if ends else line
+            p = sum(next_log_p([*line[:t]])[token] for t, token in enumerate(steps))
+            every.append(([*line], p, p / len(steps) ** 0.7, ends))
+    every.sort(key=lambda one: (not one[3], -one[2]))
+    beam = vocab_size**max_len
+    (found,) = beam_search(model, source, beam=beam, length_penalty=0.7, max_len=max_len)
+    check_found(found, every[:beam])
+    assert len(every) <= beam and sum(math.exp(one[1]) for one in every) == pytest.approx(1)
+
+
+@given(**SEARCHES, alpha=st.floats(0, 2))
+@settings(max_examples=15)
+def test_width_one_is_greedy_without_a_length_penalty_or_without_patience(
+    vocab_size, seed, lengths, max_len, peaked, alpha
+):
+    model = make(vocab_size, seed=seed, peaked=peaked)
+    source, mask = sources(model, lengths, seed)
+    written = greedy(model, source, mask, max_len=max_len)
+    for options in ({"length_penalty": 0.0}, {"length_penalty": alpha, "patience": 1.0}):
+        found = beam_search(model, source, mask, beam=1, max_len=max_len, **options)
+        assert [row[0].tokens for row in found] == written
+        assert [row[0].finished for row in found] == [len(line) < max_len for line in written]
+
+
+# without an encoder
+
+
+def writer(vocab_size=5, *, seed=0, **options):
+    torch.manual_seed(seed)
+    config = make(vocab_size, **options).config
+    model = DecoderOnly(config).double().eval()
+    with torch.no_grad():
+        model.output.weight.mul_(2.5)
+    return model
+
+
+def next_after(model, prompt):
+    @torch.no_grad()
+    def next_log_p(written):
+        logits = model(torch.tensor([[*prompt, *written]]))[0, -1]
+        return logits.log_softmax(dim=-1).tolist()
+
+    return next_log_p
+
+
+@pytest.mark.parametrize("positions", KINDS)
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_a_beam_continues_ragged_prompts_as_if_each_stood_alone(positions, n_kv_heads):
+    model, lengths = writer(seed=3, positions=positions, n_kv_heads=n_kv_heads), [4, 1, 2]
+    tokens, mask = sources(model, lengths)
+    mask = mask.flip(-1)
+    options = {"beam": 3, "length_penalty": 0.5, "max_len": 6}
+    found = beam_search(model, tokens, mask, **options)
+    for row, n, hypotheses in zip(tokens, lengths, found, strict=True):
+        expected = beam_slowly(next_after(model, row[4 - n :].tolist()), END, **options)
+        check_found(hypotheses, expected)
+
+
+def test_a_beam_as_wide_as_all_continuations_searches_exhaustively():
+    for seed in range(4):
+        model, max_len = writer(4, seed=seed), 3
+        tokens, _ = sources(model, [3], seed)
+        next_log_p, others, every = next_after(model, tokens[0].tolist()), (0, 1, 3), []
+        for n in range(max_len + 1):
+            for line in itertools.product(others, repeat=n):
+                steps = [*line, END] if n < max_len else line
+                p = sum(next_log_p([*line[:t]])[token] for t, token in enumerate(steps))
+                every.append(([*line], p, p / len(steps) ** 0.7, n < max_len))
+        every.sort(key=lambda one: (not one[3], -one[2]))
+        options = {"beam": 4**max_len, "length_penalty": 0.7, "max_len": max_len}
+        (found,) = beam_search(model, tokens, **options)
+        check_found(found, every[: 4**max_len])
+
+
+@given(seed=st.integers(0, 10_000), max_len=st.integers(1, 6), alpha=st.floats(0, 2))
+@settings(max_examples=10)
+def test_width_one_continues_greedily(seed, max_len, alpha):
+    model = writer(7, seed=seed)
+    tokens, mask = sources(model, [3, 1, 4], seed)
+    mask = mask.flip(-1)
+    written = greedy(model, tokens, mask, max_len=max_len)
+    for options in ({"length_penalty": 0.0}, {"length_penalty": alpha, "patience": 1.0}):
+        found = beam_search(model, tokens, mask, beam=1, max_len=max_len, **options)
+        assert [row[0].tokens for row in found] == written

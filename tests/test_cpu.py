@@ -1,0 +1,264 @@
+"""Models whose products are computed by oneDNN, laid out once or not, answer and learn alike."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import transformer_lib.cpu as cpu
+from transformer_lib.attention import padding_mask
+from transformer_lib.beam_search import beam_search
+from transformer_lib.generation import greedy
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.multihead import recording
+from transformer_lib.losses import token_loss
+from transformer_lib.cpu import by_onednn, packed
+
+V = 31
+SHORT = {"rtol": 1e-4, "atol": 1e-5}  # float32, sums in another order
+DESIGNS = [
+    {"positions": "learned", "norm": "pre", "activation": "gelu"},
+    {"positions": "sinusoidal", "norm": "post", "tie_embeddings": False},
+    {"positions": "rotary", "norm_type": "rms", "n_kv_heads": 2, "activation": "swiglu"},
+    {"positions": "alibi", "norm": "pre", "n_kv_heads": 2},
+    {"positions": "alibi", "norm": "post", "bias": False},
+    {"positions": "none", "final_norm": True, "n_kv_heads": 1},
+]
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
+
+
+def seeded(kind, **options):
+    torch.manual_seed(0)
+    config = TransformerConfig.tiny(vocab_size=V, dropout=0.0, **options)
+    model = kind(config).eval()
+    for parameter in model.parameters():  # biases and gains that are not 0 and 1
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def ids(*shape, seed=1):
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Shapes of what oneDNN is asked for."""
+    shapes, ask = [], cpu._ask
+    monkeypatch.setattr(
+        cpu, "_ask", lambda x, *rest: shapes.append(tuple(x.shape)) or ask(x, *rest)
+    )
+    return shapes
+
+
+# products
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (0, 5), (2, 0, 5)])
+def test_a_product_and_its_gradients_are_those_of_torch(shape, bias, asked):
+    torch.manual_seed(0)
+    plain = nn.Linear(5, 7, bias=bias)
+    ours = cpu._Linear(plain)
+    x = torch.randn(shape, requires_grad=True)
+    inputs = [x, *plain.parameters()]
+    outs = [linear(x) for linear in (ours, plain)]
+    torch.testing.assert_close(*outs, **SHORT)
+    like = torch.randn(outs[0].shape)
+    grads = [torch.autograd.grad(out, inputs, like) for out in outs]
+    torch.testing.assert_close(*grads, **SHORT)
+    assert bool(asked) == bool(torch.backends.mkldnn.is_available() and x.numel())
+
+
+@needs_onednn
+@pytest.mark.parametrize("frozen", ["input", "weight", "bias"])
+def test_only_the_gradients_that_are_wanted_are_computed(frozen, asked):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(5, 7), torch.randn(3, 5, requires_grad=True)
+    {"input": x, "weight": linear.weight, "bias": linear.bias}[frozen].requires_grad_(False)
+    cpu._Linear(linear)(x).sum().backward()
+    assert len(asked) == (3 if frozen == "bias" else 2)
+    found = {"input": x.grad, "weight": linear.weight.grad, "bias": linear.bias.grad}
+    assert [name for name, grad in found.items() if grad is None] == [frozen]
+
+
+def test_other_formats_mixed_precision_and_slices_are_left_to_torch(asked):
+    linear = nn.Linear(5, 7)
+    ours, x = cpu._Linear(linear), torch.randn(3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.testing.assert_close(ours.to(dtype)(x.to(dtype)), linear.to(dtype)(x.to(dtype)))
+    assert not asked
+    with pytest.raises(RuntimeError, match="same dtype|float"):
+        ours.float()(x.double())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        ours(torch.randn(3, 6))
+
+
+@pytest.mark.plain
+def test_a_compiler_is_given_torchs_product(asked):
+    ours = cpu._Linear(nn.Linear(5, 7))
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    compiled(torch.randn(3, 5)).sum().backward()
+    assert not asked and ours.weight.grad is not None
+
+
+# whole models
+
+
+@pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
+@pytest.mark.parametrize("options", DESIGNS)
+def test_a_model_by_onednn_learns_alike(kind, options, monkeypatch):
+    plain = seeded(kind, **options)
+    ours = by_onednn(copy.deepcopy(plain))
+    given = (ids(3, 9), ids(3, 8, seed=2)) if kind is Transformer else (ids(3, 8),)
+    losses = []
+    for model in (plain, ours):
+        if model is ours and torch.backends.mkldnn.is_available():
+            monkeypatch.setattr(F, "linear", None)  # nobody may ask torch
+        losses.append(token_loss(model(*given), ids(3, 8, seed=3), padding=None))
+        losses[-1].backward()
+    torch.testing.assert_close(*losses)
+    for (name, p), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        atol = 1e-5 * theirs.grad.abs().max().item()
+        torch.testing.assert_close(p.grad, theirs.grad, rtol=1e-3, atol=atol, msg=name)
+
+
+def test_parameters_their_names_and_what_is_tied_stay_the_same():
+    model = seeded(Transformer)
+    before, modes = dict(model.named_parameters()), [m.training for m in model.modules()]
+    assert by_onednn(model) is model
+    after = dict(model.named_parameters())
+    assert list(before) == list(after) and all(before[n] is after[n] for n in before)
+    assert model.output.weight is model.embedding.weight
+    assert [m.training for m in model.modules()] == modes
+    assert model.output.in_features == 64 and model.output.out_features == V
+    linears = [type(m) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert set(linears) == {cpu._Linear}
+
+
+# packed models
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("options", DESIGNS)
+def test_a_packed_decoder_gives_the_same_logits_after_every_token(options, padded):
+    model = seeded(DecoderOnly, **options)
+    ours, tokens = packed(model), ids(3, 10)
+    real = padding_mask(torch.tensor([10, 8, 5])).flip(-1) if padded else None
+    caches = model.make_cache(10), ours.make_cache(10)
+    with torch.no_grad():
+        for first, last in ((0, 3), *((n, n + 1) for n in range(3, 10))):
+            seen = None if real is None else real[..., :last]
+            counts = torch.ones(3, last - first, dtype=torch.bool)
+            counts = counts if real is None else real[:, 0, 0, first:last]
+            theirs, mine = (
+                m(tokens[:, first:last], seen, cache=cache)[counts]
+                for m, cache in zip((model, ours), caches, strict=True)
+            )
+            torch.testing.assert_close(mine, theirs, **SHORT)
+    assert [c.length for c in caches[0]] == [c.length for c in caches[1]]
+
+
+@needs_onednn
+def test_single_tokens_take_the_short_way_and_others_the_layers(monkeypatch):
+    ours, steps, step = packed(seeded(DecoderOnly)), [], cpu._step
+    monkeypatch.setattr(cpu, "_step", lambda *rest: steps.append(1) or step(*rest))
+    with torch.no_grad():
+        cache = ours.make_cache(9)
+        ours(ids(2, 3), cache=cache)
+        assert not steps
+        ours(ids(2, 1), cache=cache)
+        assert len(steps) == 2  # layers
+        ours(ids(2, 1))
+        ours.train()(ids(2, 1), cache=cache)
+    assert len(steps) == 2
+
+
+def test_packed_models_write_what_the_originals_write():
+    for kind in (DecoderOnly, Transformer):
+        model, source = seeded(kind, positions="rotary"), ids(4, 6)
+        ours = packed(model)
+        assert isinstance(ours, kind)
+        for write in (greedy, beam_search):
+            options = {"beam": 3} if write is beam_search else {}
+            results = [write(m, source, max_len=8, **options) for m in (model, ours)]
+            if write is beam_search:
+                results = [[h[0].tokens for h in result] for result in results]
+            assert results[0] == results[1]
+
+
+def test_the_original_stays_as_it_is_and_the_copy_needs_no_gradient():
+    model = seeded(DecoderOnly).train()
+    before = copy.deepcopy(model.state_dict())
+    ours = packed(model)
+    assert type(model) is DecoderOnly and model.training and not ours.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in ours.parameters())
+    assert not any(isinstance(m, cpu._Linear) for m in model.modules())
+    linears = [type(m) for m in ours.modules() if isinstance(m, nn.Linear)]
+    assert set(linears) == {cpu._PackedLinear}
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert value.data_ptr() != model.state_dict()[name].data_ptr()
+    with torch.inference_mode():
+        made = packed(model)
+        torch.testing.assert_close(made(ids(2, 3)), ours(ids(2, 3)), **SHORT)
+
+
+@needs_onednn
+def test_weights_are_laid_out_once_and_again_when_they_have_changed():
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 7).requires_grad_(False)
+    ours, x = cpu._PackedLinear(linear), torch.randn(2, 5)
+    seen = []
+    with torch.no_grad():
+        for change in (
+            lambda: None,
+            lambda: setattr(ours, "weight", nn.Linear(5, 7).requires_grad_(False).weight),
+            lambda: ours.weight.mul_(2),
+            lambda: ours.load_state_dict(nn.Linear(5, 7).state_dict()),
+        ):
+            change()
+            for _ in range(2):
+                torch.testing.assert_close(ours(x), F.linear(x, ours.weight, ours.bias), **SHORT)
+                seen.append(ours._packed[2])
+    assert all(a is b for a, b in zip(seen[::2], seen[1::2], strict=True))
+    assert len({id(layout) for layout in seen}) == 4
+    ours.double()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x.double()), F.linear(x.double(), ours.weight, ours.bias))
+
+
+@needs_onednn
+def test_a_packed_map_that_learns_is_not_packed(asked):
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 7)
+    ours = cpu._PackedLinear(linear)
+    ours(torch.randn(3, 5)).sum().backward()
+    assert ours._packed is None and linear.weight.grad is not None
+
+
+def test_recording_sees_the_weights_of_a_packed_model():
+    model = seeded(DecoderOnly)
+    ours, tokens, shown = packed(model), ids(2, 5), []
+    for each in (model, ours):
+        cache = each.make_cache(5)
+        with torch.no_grad(), recording(each) as seen:
+            each(tokens[:, :4], cache=cache)
+            each(tokens[:, 4:], cache=cache)
+        shown.append(seen)
+    assert len(shown[1]) == 2
+    torch.testing.assert_close(shown[1], shown[0], **SHORT)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_model_or_packed_already_is_refused():
+    with pytest.raises(ValueError, match="packed: model must be a Transformer or a DecoderOnly"):
+        packed(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="not packed, got _PackedDecoder"):
+        packed(packed(seeded(DecoderOnly)))

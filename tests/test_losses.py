@@ -1,0 +1,533 @@
+"""Losses equal to loops and to torch, however cut; schedules and averages to their formulas."""
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.losses import (
+    SCHEDULES,
+    MovingAverage,
+    constant,
+    cosine,
+    inverse_sqrt,
+    language_loss,
+    linear,
+    paper_rate,
+    token_loss,
+    translation_loss,
+)
+from transformer_lib.tokenizer import BEGIN, END, PAD, Batch, Blocks
+
+N, V = 7, 11
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def ids(*shape, seed=0, high=V):
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_slowly(logits, labels, smoothing, padding):
+    total = 0.0
+    for row, label in zip(logits.reshape(-1, V).tolist(), labels.flatten().tolist(), strict=True):
+        if label == padding:
+            continue
+        log_sum = max(row) + math.log(sum(math.exp(z - max(row)) for z in row))
+        for i, z in enumerate(row):
+            target = smoothing / V + (1 - smoothing) * (i == label)
+            total += target * (log_sum - z)
+    return total
+
+
+# the loss of tokens
+
+
+@pytest.mark.parametrize("padding", [PAD, 5, None])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("shape", [(), (N,), (2, N), (2, 3, N)])
+def test_the_loss_agrees_with_loops_over_labels_and_tokens(shape, smoothing, padding):
+    logits, labels = 3 * normal(*shape, V), ids(*shape)
+    loss = token_loss(logits, labels, smoothing=smoothing, padding=padding)
+    assert loss.shape == () and loss.dtype == torch.float64
+    assert loss.item() == pytest.approx(loss_slowly(logits, labels, smoothing, padding), rel=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_agrees_with_torch(smoothing):
+    logits, labels = normal(2, N, V), ids(2, N)
+    options = {"label_smoothing": smoothing, "ignore_index": PAD, "reduction": "sum"}
+    expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), **options)
+    torch.testing.assert_close(token_loss(logits, labels, smoothing=smoothing), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_and_gradients_do_not_depend_on_how_rows_are_cut_into_strips(dtype, smoothing):
+    vocab_size = 2**17  # four rows fill a strip
+    logits, labels = normal(11, vocab_size, dtype=dtype).requires_grad_(), ids(11, high=vocab_size)
+    labels[[0, 5, 10]] = PAD
+    wide = torch.promote_types(dtype, torch.float32)
+    options = {"label_smoothing": smoothing, "ignore_index": PAD, "reduction": "sum"}
+    expected = F.cross_entropy(logits.to(wide), labels, **options)
+    loss = token_loss(logits, labels, smoothing=smoothing)
+    assert loss.dtype == wide
+    torch.testing.assert_close(loss, expected)
+    pulls = [torch.autograd.grad(7 * each, logits)[0] for each in (loss, expected)]
+    assert pulls[0].dtype == dtype
+    torch.testing.assert_close(*pulls)
+
+
+def test_the_loss_stores_nothing_of_the_logits_size_but_their_gradient():
+    kept = []
+
+    class Keeping(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            kept.append(out)
+            return out
+
+    logits = normal(1024, 4096, dtype=torch.float32).requires_grad_()
+    with Keeping():
+        loss = token_loss(logits, ids(1024, high=4096), smoothing=0.1)
+        grad = torch.autograd.grad(loss, logits)[0]
+    tensors = [x.detach() for x in kept if isinstance(x, torch.Tensor)]
+    stored = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    large = [place for place, size in stored.items() if size > 4 * 2**19]
+    assert {*large} == {logits.data_ptr(), grad.data_ptr()}
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("padding", [PAD, None])
+def test_a_compiled_loss_is_the_same_in_one_graph(padding):
+    compiled = torch.compile(token_loss, backend="eager", fullgraph=True)
+    logits, labels = normal(3, N, V, dtype=torch.bfloat16).requires_grad_(), ids(3, N)
+    options = {"smoothing": 0.1, "padding": padding}
+    losses = [loss(logits, labels, **options) for loss in (compiled, token_loss)]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in losses))
+
+
+def test_padding_is_pad_unless_told_otherwise_and_none_counts_every_label():
+    logits, labels = normal(3, V), torch.tensor([PAD, 4, PAD])
+    torch.testing.assert_close(token_loss(logits, labels), token_loss(logits[1], labels[1]))
+    every = sum(token_loss(logits[i], labels[i], padding=None) for i in range(3))
+    torch.testing.assert_close(token_loss(logits, labels, padding=None), every)
+    outside = torch.where(labels == PAD, -7, labels)  # padding need not be a token
+    torch.testing.assert_close(token_loss(logits, outside, padding=-7), token_loss(logits, labels))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_gradient_is_what_is_believed_minus_what_is_asked_for(smoothing):
+    logits, labels = normal(N, V).requires_grad_(), torch.tensor([1, 2, PAD, 3, 4, PAD, 10])
+    token_loss(logits, labels, smoothing=smoothing).backward()
+    target = (1 - smoothing) * F.one_hot(labels, V) + smoothing / V
+    expected = (logits.detach().softmax(-1) - target) * (labels != PAD)[:, None]
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_gradients_are_those_of_finite_differences():
+    logits, labels = normal(3, 5).requires_grad_(), torch.tensor([1, 0, 4])
+    assert torch.autograd.gradcheck(lambda z: token_loss(z, labels, smoothing=0.1), logits)
+
+
+@given(st.lists(st.integers(0, N), max_size=4), st.sampled_from([0.0, 0.1]))
+def test_parts_add_up_to_the_whole_however_they_are_cut(places, smoothing):
+    logits, labels = normal(N, V), torch.tensor([3, PAD, 7, 10, PAD, PAD, 1])
+    cuts = [0, *sorted(places), N]
+    total = sum(
+        token_loss(logits[a:b], labels[a:b], smoothing=smoothing)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    )
+    torch.testing.assert_close(total, token_loss(logits, labels, smoothing=smoothing))
+
+
+@pytest.mark.parametrize("labels", [[], [PAD, PAD]])
+def test_nothing_but_padding_costs_nothing_and_pulls_nowhere(labels):
+    logits = normal(len(labels), V).requires_grad_()
+    loss = token_loss(logits, torch.tensor(labels, dtype=torch.long), smoothing=0.1)
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_who_knows_nothing_loses_ln_v_however_labels_are_smoothed(smoothing):
+    loss = token_loss(torch.zeros(N, V), ids(N), smoothing=smoothing, padding=None)
+    assert loss.item() == pytest.approx(N * math.log(V), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_the_best_logits_reach_the_entropy_of_the_target_and_no_less(smoothing):
+    label = 1 - smoothing + smoothing / V
+    target = torch.full((V,), smoothing / V, dtype=torch.float64)
+    target[4] = label
+    logits = target.log()[None].requires_grad_()
+    loss = token_loss(logits, torch.tensor([4]), smoothing=smoothing)
+    assert loss.item() == pytest.approx(-(target * target.log()).sum().item())
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-15
+    sure = torch.zeros(1, V).index_fill(1, torch.tensor([4]), 50.0)
+    assert token_loss(sure, torch.tensor([4]), smoothing=smoothing) > loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_shares_too_small_to_be_told_from_zero_have_finite_logarithms(smoothing):
+    logits = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)
+    loss = token_loss(logits, torch.tensor([2]), smoothing=smoothing)
+    loss.backward()
+    expected = (1 - smoothing) * 2e4 + smoothing / 3 * 3e4
+    assert loss.item() == pytest.approx(expected) and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_summed_in_float32(dtype):
+    logits, labels = normal(1000, V).to(dtype), ids(1000)
+    loss = token_loss(logits, labels, smoothing=0.1)
+    assert loss.dtype == torch.float32
+    exact = token_loss(logits.double(), labels, smoothing=0.1)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=0)
+    large = token_loss(torch.full((1000, V), 6e4, dtype=torch.float16), labels, padding=None)
+    assert large.item() == pytest.approx(1000 * math.log(V), rel=1e-5)  # above float16's range
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int16])
+def test_labels_of_every_integer_type_are_taken_and_nothing_is_written_to(dtype):
+    logits, labels = normal(N, V), ids(N).to(dtype)
+    kept = logits.clone(), labels.clone()
+    expected = token_loss(logits, labels.long())
+    torch.testing.assert_close(token_loss(logits, labels), expected)
+    assert torch.equal(logits, kept[0]) and torch.equal(labels, kept[1])
+
+
+def test_logits_need_not_be_contiguous():
+    logits, labels = normal(V, N, 2).permute(2, 1, 0), ids(2, N)
+    torch.testing.assert_close(token_loss(logits, labels), token_loss(logits.contiguous(), labels))
+
+
+# the loss of models
+
+
+def pairs(*lengths, n_source=5, seed=0, high=97):
+    """A batch whose targets have so many tokens, END included."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(4, high, (n - 1,), generator=generator).tolist() for n in lengths]
+    rows = [torch.tensor([BEGIN, *row, END]) for row in rows]
+    target = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    source = torch.randint(4, high, (len(rows), n_source), generator=generator)
+    return Batch(source, target, torch.arange(len(rows)) % n_source + 1)
+
+
+def translator(vocab_size=97):
+    torch.manual_seed(1)
+    return Transformer(TransformerConfig.tiny(vocab_size=vocab_size, dropout=0.0)).double().eval()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_translation_loss_is_that_of_each_sentence_for_itself(smoothing):
+    model, batch, total = translator(), pairs(2, 7, 3), 0.0
+    for source, target, n in zip(batch.source, batch.target, batch.source_lengths, strict=True):
+        target = target[target != PAD]
+        logits = model(source[None, :n], target[None, :-1])
+        options = {"label_smoothing": smoothing, "reduction": "sum"}
+        total += F.cross_entropy(logits[0], target[1:], **options)
+    torch.testing.assert_close(translation_loss(model, batch, smoothing), total)
+
+
+def test_translation_loss_does_not_see_padding_on_either_side():
+    model, batch = translator(), pairs(2, 7, 3)
+    wider = Batch(
+        F.pad(batch.source, (0, 2), value=96), F.pad(batch.target, (0, 3)), batch.source_lengths
+    )
+    torch.testing.assert_close(translation_loss(model, wider), translation_loss(model, batch))
+
+
+def test_parts_divided_by_all_tokens_give_the_gradient_of_the_batch():
+    model, batch = translator(), pairs(24, 3, 5, 2)
+    weights = list(model.parameters())
+
+    def gradient(parts):
+        model.zero_grad()
+        for part in parts:
+            (translation_loss(model, part, 0.1) / batch.n_tokens).backward()
+        return torch.cat([p.grad.flatten() for p in weights])
+
+    whole = gradient([batch])
+    for n in (2, 3, 4, 5):  # the last has a part without rows
+        parts = [batch.part(i, n) for i in range(n)]
+        torch.testing.assert_close(gradient(parts), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_language_loss_counts_every_label():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(V, 5), nn.Linear(5, V)).double()
+    blocks = Blocks(ids(2, N), ids(2, N, seed=1))
+    assert (blocks.labels == 0).any()
+    logits = model(blocks.inputs)
+    for smoothing in (0.0, 0.1):
+        expected = F.cross_entropy(
+            logits.flatten(0, 1),
+            blocks.labels.flatten(),
+            label_smoothing=smoothing,
+            reduction="sum",
+        )
+        torch.testing.assert_close(language_loss(model, blocks, smoothing), expected)
+
+
+def test_a_newborn_translator_is_as_surprised_as_it_should_be():
+    batch = pairs(*[3, 11, 5, 24] * 8, high=997)
+    loss = translation_loss(translator(997), batch).item() / batch.n_tokens
+    assert 0 < loss - math.log(997) < 1
+
+
+# schedules
+
+RATES = pytest.mark.parametrize("name", SCHEDULES)
+counts = st.integers(1, 60).flatmap(
+    lambda n_steps: st.tuples(st.integers(0, n_steps), st.just(n_steps))
+)
+
+
+@RATES
+@given(counts, st.integers(1, 150))
+def test_every_schedule_stays_between_0_and_1_and_is_1_after_warm_up(name, warmup_of, step):
+    warmup, n_steps = warmup_of
+    schedule = SCHEDULES[name]
+    assert 0 <= schedule(step, warmup, n_steps) <= 1
+    if step <= warmup:
+        assert schedule(step, warmup, n_steps) == step / warmup
+    assert schedule(max(1, warmup), warmup, n_steps) == 1 or warmup == 0
+    assert schedule(0, warmup, n_steps) == 0
+
+
+@RATES
+@given(counts)
+def test_no_schedule_rises_again_not_even_after_its_end(name, warmup_of):
+    warmup, n_steps = warmup_of
+    steps = range(max(1, warmup), n_steps + 20)
+    rates = [SCHEDULES[name](step, warmup, n_steps) for step in steps]
+    assert all(after <= before for before, after in zip(rates, rates[1:], strict=False))
+
+
+def test_constant_stays_and_the_inverse_square_root_falls_for_ever():
+    assert constant(10**6, 4, 10) == 1
+    assert inverse_sqrt(400, 4, 10) == 0.1 and inverse_sqrt(4 * 10**6, 4, 10) == 1e-3
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine])
+def test_linear_and_cosine_are_half_at_half_time_and_0_from_their_end_on(schedule):
+    assert schedule(60, 20, 100) == pytest.approx(0.5)
+    assert schedule(100, 20, 100) == schedule(1000, 20, 100) == 0
+    assert schedule(99, 20, 100) > 0
+
+
+def test_linear_falls_on_a_line_and_cosine_on_half_a_cosine():
+    for step in range(20, 101):
+        assert linear(step, 20, 100) == pytest.approx((100 - step) / 80)
+        assert cosine(step, 20, 100) == pytest.approx(math.cos(math.pi * (step - 20) / 160) ** 2)
+
+
+def test_the_papers_rate_is_its_equation():
+    for d_model, warmup in ((512, 4000), (1024, 4000), (7, 3)):
+        for step in (1, 2, 3, 4, 400, 4000, 4001, 100_000):
+            expected = d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
+            ours = paper_rate(d_model, warmup) * inverse_sqrt(step, warmup, 100_000)
+            assert ours == pytest.approx(expected, rel=1e-12)
+    assert paper_rate(512) == pytest.approx(6.99e-4, rel=1e-3)
+
+
+def test_schedules_go_by_their_names():
+    assert SCHEDULES == {
+        "constant": constant,
+        "inverse_sqrt": inverse_sqrt,
+        "linear": linear,
+        "cosine": cosine,
+    }
+
+
+# moving averages
+
+
+def drift(model, seed):
+    """Give a model other parameters."""
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.copy_(normal(*parameter.shape, seed=100 * seed + i))
+
+
+def small():
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_the_average_is_its_formula(decay):
+    model = small()
+    average, expected = MovingAverage(model, decay), copy.deepcopy(dict(model.named_parameters()))
+    for n in range(1, 31):
+        drift(model, n)
+        average.update(model)
+        b = min(decay, (1 + n) / (10 + n))
+        expected = {k: b * expected[k] + (1 - b) * p for k, p in model.named_parameters()}
+    assert average.n_updates == 30 and list(average.values) == list(expected)
+    for name, value in average.values.items():
+        torch.testing.assert_close(value, expected[name].detach())
+        assert not value.requires_grad
+
+
+def test_an_average_that_forgets_everything_is_the_last_weights():
+    model = small()
+    average = MovingAverage(model, 0.0)
+    drift(model, 1)
+    average.update(model)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(average.values[name], parameter)
+
+
+def test_the_average_starts_where_the_model_does_and_goes_its_own_way():
+    model = small()
+    average, before = MovingAverage(model, 0.9), copy.deepcopy(dict(model.named_parameters()))
+    drift(model, 1)
+    for name, value in average.values.items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_average_of_noise_has_the_variance_of_theory():
+    n, decay = 20_000, 0.9
+    model = nn.Linear(n, 1, bias=False)
+    average = MovingAverage(model, decay)
+    torch.manual_seed(0)
+    for _ in range(200):
+        nn.init.normal_(model.weight)
+        average.update(model)
+    theory = (1 - decay) / (1 + decay)
+    bound = 5 * theory * math.sqrt(2 / n)  # false alarm: 1 seed in 10^6
+    assert abs(average.values["weight"].var().item() - theory) < bound
+
+
+def test_applied_lends_the_average_and_gives_everything_back():
+    model = small()
+    average = MovingAverage(model, 0.9)
+    drift(model, 1)
+    average.update(model)
+    own, mean = copy.deepcopy(model.state_dict()), copy.deepcopy(average.values)
+    with average.applied(model):
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, mean[name]) and not torch.equal(parameter, own[name])
+            assert parameter.requires_grad
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, own[name]) and torch.equal(average.values[name], mean[name])
+
+
+def test_applied_gives_back_after_an_error_too():
+    model = small()
+    average = MovingAverage(model, 0.9)
+    drift(model, 1)
+    own = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt), average.applied(model):
+        drift(model, 2)
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_of_half_precision_are_kept_and_left_in_float32(dtype):
+    model = nn.Linear(1, 1, bias=False).to(dtype)
+    nn.init.ones_(model.weight)
+    average = MovingAverage(model, 0.99)
+    for _ in range(1000):  # a step of 1% of 2^-7 is less than either type can hold beside 1
+        nn.init.constant_(model.weight, 1 + 2**-7)
+        average.update(model)
+    value = average.values["weight"].clone()
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(1 + 2**-7, rel=1e-4)
+    nn.init.constant_(model.weight, 3.0)
+    average.values["weight"].fill_(1 / 3)
+    with average.applied(model):
+        assert model.weight.dtype == dtype and model.weight.item() == pytest.approx(1 / 3, rel=4e-3)
+    assert average.values["weight"].item() == torch.tensor(1 / 3).item()
+    assert model.weight.item() == 3.0
+
+
+def test_tied_parameters_are_averaged_once_and_buffers_not_at_all():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    average = MovingAverage(model, 0.9)
+    assert {*average.values} == {"0.weight", "0.bias", "1.weight", "1.bias", "2.bias"}
+    model[1].running_mean.fill_(7.0)
+    drift(model, 1)
+    average.update(model)
+    with average.applied(model):
+        assert model[2].weight is model[0].weight
+        assert torch.equal(model[2].weight, average.values["0.weight"])
+        assert model[1].running_mean.eq(7).all()
+
+
+@pytest.mark.parametrize(
+    "other", [nn.Linear(3, 5), nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 2))]
+)
+def test_another_model_is_refused_and_nothing_changes(other):
+    average = MovingAverage(small(), 0.9)
+    kept = copy.deepcopy(average.values)
+    for call in (lambda: average.update(other), lambda: average.applied(other).__enter__()):
+        with pytest.raises(
+            ValueError, match=r"MovingAverage: the model must have parameters \{.*\}, got \{"
+        ):
+            call()
+    assert average.n_updates == 0
+    assert all(torch.equal(average.values[name], value) for name, value in kept.items())
+
+
+# refusals
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: token_loss(torch.zeros(2, V), torch.tensor([1, 2]), smoothing=1.0),
+            "token_loss: smoothing must be at least 0 and below 1, got 1.0",
+        ),
+        (
+            lambda: token_loss(torch.zeros(2, V), torch.tensor([1, 2]), smoothing=-0.1),
+            "got -0.1",
+        ),
+        (
+            lambda: token_loss(torch.zeros(2, 3, V), torch.zeros(2, 4, dtype=torch.long)),
+            "token_loss: logits must have the shape of labels and one dimension more, "
+            "got (2, 3, 11) and (2, 4)",
+        ),
+        (lambda: token_loss(torch.zeros(2, V), torch.zeros(2, 1).long()), "got (2, 11) and (2, 1)"),
+        (
+            lambda: token_loss(torch.zeros(3, V), torch.tensor([1, V, 2])),
+            "token_loss: labels must lie in 0 to V - 1 = 10, got 1 to 11",
+        ),
+        (lambda: token_loss(torch.zeros(2, V), torch.tensor([-1, 3])), "V - 1 = 10, got -1 to 3"),
+        (
+            lambda: token_loss(torch.zeros(2, V), torch.tensor([-100, 3]), padding=None),
+            "V - 1 = 10, got -100 to 3",
+        ),
+        (
+            lambda: paper_rate(0),
+            "paper_rate: d_model and warmup must be at least 1, got 0 and 4000",
+        ),
+        (lambda: paper_rate(512, 0), "got 512 and 0"),
+        (
+            lambda: MovingAverage(nn.Linear(1, 1), 1.0),
+            "MovingAverage: decay must be at least 0 and below 1, got 1.0",
+        ),
+        (lambda: MovingAverage(nn.Linear(1, 1), -0.1), "below 1, got -0.1"),
+    ],
+)
+def test_bad_input_is_refused_with_what_was_wanted_and_what_came(call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()

@@ -1,0 +1,285 @@
+"""Recipes, and what is exported from a run."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transformer_lib import recipes
+from transformer_lib.__main__ import main
+from transformer_lib.checkpoints import CheckpointError, load_checkpoint, read_records
+from transformer_lib.cost import cost
+from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.tokenizer import END, Tokenizer
+from transformer_lib.trainer import Trainer, TrainingConfig
+from transformer_lib.recipes import RECIPES, Recipe, export_model, load_export
+from transformer_lib.translation import Translator
+
+DATA = os.environ.get("TRANSFORMER_LIB_DATA")
+PAIRS = [(f"{a} plus {b}", f"{b} und {a}") for a in range(7) for b in range(7)]
+
+
+def tiny(**training):
+    """A recipe of seconds."""
+    given = {"n_steps": 4, "warmup": 2, "save_every": 2, "validate_every": 2, "average": 0.5}
+    return Recipe(
+        about="sums",
+        pairs=lambda split: PAIRS[:40] if split == "train" else PAIRS[40:],
+        vocab_size=280,
+        max_tokens=128,
+        model={
+            "d_model": 16, "n_heads": 2, "d_ff": 16, "n_encoder_layers": 1,
+            "n_decoder_layers": 1, "dropout": 0.1,
+        },
+        training=TrainingConfig(**given | training),
+    )  # fmt: skip
+
+
+def run(folder, *arguments, recipe=None, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", recipe or tiny())
+    main(["train", "tiny", "--folder", str(folder), "--device", "cpu", *arguments])
+
+
+def losses(folder):
+    return [r["loss"] for r in read_records(folder / "log.jsonl") if "loss" in r]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_it_makes_and_fits_together(name):
+    recipe = RECIPES[name]
+    config = TransformerConfig(vocab_size=recipe.vocab_size, **recipe.model)
+    assert cost(config).parameters < 6_000_000  # 12 MB in fp16, what ships with the library
+    assert 10 < len(recipe.about) < 70
+    assert recipe.training.validate_every % recipe.training.save_every == 0  # the best is kept
+
+
+def test_number_names_holds_out_random_numbers_of_the_same_kind():
+    recipe = RECIPES["number-names"]
+    learned, held = (dict(recipe.pairs(split)) for split in ("train", "val"))
+    assert len(learned) == 4000 and len(held) == 1000 and not learned.keys() & held.keys()
+    with_units = [
+        sum("und" in name for name in side.values()) / len(side) for side in (learned, held)
+    ]
+    assert all(0.5 < part for part in with_units) and abs(with_units[0] - with_units[1]) < 0.05
+    words = {word for name in learned for word in name.replace("-", " ").replace(",", "").split()}
+    assert {w for name in held for w in name.replace("-", " ").replace(",", "").split()} <= words
+
+
+@pytest.mark.slow
+@pytest.mark.plain
+def test_number_names_is_learned(tmp_path):
+    """Half of the recipe's steps make nearly all held-out numbers come out exactly right."""
+    recipe = RECIPES["number-names"]
+    plan = dataclasses.replace(recipe.training, n_steps=300)
+    recipe = dataclasses.replace(recipe, training=plan)
+    tokenizer, data, validation = recipe.batches()
+    torch.manual_seed(recipe.training.seed)
+    model = Transformer(recipe.config(tokenizer))
+    trainer = Trainer(model, data, plan, validation=validation, folder=tmp_path / "a").fit()
+    translator = Translator.load(export_model(trainer, tokenizer, tmp_path / "export"))
+    sources, targets = zip(*recipe.pairs("val"), strict=True)
+    found = translator(sources, beam=1)
+    assert sum(a == b for a, b in zip(found, targets, strict=True)) >= 950
+
+
+def test_recipe_refuses_an_empty_split():
+    for empty in ("train", "val"):
+        recipe = dataclasses.replace(
+            tiny(), pairs=lambda split, e=empty: PAIRS if split != e else []
+        )
+        with pytest.raises(ValueError, match=rf"pairs\('{empty}'\) must return at least one pair"):
+            recipe.batches()
+
+
+def test_recipe_learns_tokens_from_both_languages():
+    pairs = [("abc " * 3, "xyzxyz " * 3)] * 8
+    tokenizer = dataclasses.replace(tiny(), pairs=lambda split: pairs).batches()[0]
+    assert len(tokenizer.encode("abc abc")) <= 3 and len(tokenizer.encode("xyzxyz xyzxyz")) <= 3
+
+
+@pytest.mark.parametrize("name", ["multi30k-en-de", "multi30k-de-en"])
+def test_multi30k_recipes_smooth_labels(name):
+    assert RECIPES[name].training.smoothing == 0.1
+    assert RECIPES["number-names"].training.smoothing == 0.0  # one right answer to each
+
+
+@pytest.mark.parametrize("source, target", [("en", "de"), ("de", "en")])
+def test_multi30k_recipes_translate_from_the_first_language_to_the_second(
+    source, target, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(recipes._datasets, "multi30k", lambda *of: asked.append(of))
+    sizes = {"vocab_size": 400, "max_tokens": 500, "width": 8, "dropout": 0.1}
+    recipe = recipes._multi30k(source, target, **sizes, n_steps=500, warmup=7)
+    recipe.pairs("val")
+    assert asked == [(source, target, "val")]
+    assert (recipe.vocab_size, recipe.max_tokens) == (400, 500)
+    assert (recipe.model["d_model"], recipe.model["dropout"]) == (8, 0.1)
+    assert (recipe.training.n_steps, recipe.training.warmup) == (500, 7)
+    assert RECIPES[f"multi30k-{source}-{target}"].pairs.args == (source, target)
+
+
+@pytest.mark.skipif(not DATA, reason="Multi30k is not on this machine")
+@pytest.mark.slow
+def test_multi30k_is_cut_whole_into_batches_of_the_size_asked_for():
+    recipe = RECIPES["multi30k-de-en"]
+    tokenizer, data, validation = recipe.batches()
+    assert tokenizer.vocab_size == recipe.vocab_size
+    assert sum(len(batch.source) for batch in data) == 29_000
+    assert sum(len(batch.source) for batch in validation) == 1_014
+    widths = [b.source.shape[0] * max(b.source.shape[1], b.target.shape[1]) for b in validation]
+    assert max(widths) <= recipe.max_tokens
+    assert max(b.source.shape[1] for b in data) < recipe.model["max_len"]
+
+
+def test_the_tokens_are_learned_from_the_training_part_alone():
+    odd = "Donaudampfschifffahrt"
+    recipe = dataclasses.replace(
+        tiny(), pairs=lambda split: PAIRS[:40] if split == "train" else [(odd, odd)] * 50
+    )
+    tokenizer, data, validation = recipe.batches()
+    assert tokenizer.vocab_size == tiny().batches()[0].vocab_size
+    assert len(tokenizer.encode(odd)) > 15  # in pieces: it was never seen
+    assert {int(b.source_lengths.max()) for b in validation} == {len(tokenizer.encode(odd)) + 1}
+    assert next(iter(validation)).source[0, -1] == END
+    config = recipe.config(tokenizer)
+    assert config.vocab_size == tokenizer.vocab_size and config.d_model == 16
+
+
+def test_the_seed_decides_the_order_of_training_and_validation_has_none():
+    def first(seed):
+        _, data, validation = tiny(seed=seed).batches()
+        return next(iter(data)).source, validation[0].source
+
+    (a, v), (b, w), (c, x) = first(0), first(0), first(1)
+    assert torch.equal(a, b) and torch.equal(v, w) and torch.equal(v, x)
+    assert a.shape != c.shape or not torch.equal(a, c)
+
+
+# What is kept
+
+
+def test_the_export_is_the_best_validated_average_in_half_precision(tmp_path, monkeypatch):
+    run(tmp_path, monkeypatch=monkeypatch)
+    best = min(
+        (r for r in read_records(tmp_path / "log.jsonl") if "validation_loss" in r),
+        key=lambda r: r["validation_loss"],
+    )
+    average = load_checkpoint(tmp_path / f"step-{best['step']:08d}")[0]["average"]
+    weights = load_file(tmp_path / "export" / "model.safetensors")
+    assert weights.keys() == average.keys()
+    for name, x in average.items():
+        assert weights[name].dtype == torch.float16
+        torch.testing.assert_close(weights[name], x.half(), rtol=0, atol=0)
+    config = TransformerConfig(**json.loads((tmp_path / "export" / "config.json").read_text()))
+    tokenizer = Tokenizer.load(tmp_path / "export" / "tokenizer.json")
+    assert config == tiny().config(tokenizer)
+    assert tokenizer.decode(tokenizer.encode("3 plus 4")) == "3 plus 4"
+
+
+def test_the_best_is_exported_even_if_it_is_not_the_last(tmp_path, monkeypatch):
+    values = iter([1.0, 2.0])
+
+    def validate(self):
+        value = next(values)
+        if value < self.best:
+            self.best, self.best_step = value, self.step
+        return value
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    run(tmp_path, monkeypatch=monkeypatch)
+    best = load_checkpoint(tmp_path / "step-00000002")[0]["average"]
+    weights = load_file(tmp_path / "export" / "model.safetensors")
+    assert all(torch.equal(weights[name], x.half()) for name, x in best.items())
+
+
+def test_without_validation_or_average_the_last_weights_are_exported(tmp_path):
+    recipe = tiny(validate_every=None, average=None)
+    tokenizer, data, _ = recipe.batches()
+    config = recipe.config(tokenizer)
+    trainer = Trainer(Transformer(config), data, recipe.training, folder=tmp_path).fit()
+    folder = export_model(trainer, tokenizer, tmp_path / "export")
+    weights = load_file(folder / "model.safetensors")
+    for name, x in trainer.bare.named_parameters():
+        assert torch.equal(weights[name], x.detach().half())
+
+
+def trained(folder, **changes):
+    recipe = tiny(validate_every=None, **changes)
+    tokenizer, data, _ = recipe.batches()
+    model = Transformer(recipe.config(tokenizer))
+    return Trainer(model, data, recipe.training, folder=folder), tokenizer
+
+
+def test_export_needs_a_folder_and_a_checkpoint(tmp_path):
+    trainer, tokenizer = trained(None)
+    with pytest.raises(ValueError, match="export_model: the trainer must have a folder, got None"):
+        export_model(trainer, tokenizer, "nowhere")
+    for folder in (tmp_path / "new", tmp_path / "used"):
+        if folder.name == "used":  # another run's checkpoints are not this trainer's
+            trained(folder)[0].fit()
+        trainer, tokenizer = trained(folder)
+        with pytest.raises(ValueError, match="holds no checkpoint of this trainer; call fit"):
+            export_model(trainer, tokenizer, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_export_refuses_another_tokenizer_or_model(tmp_path):
+    trainer, tokenizer = trained(tmp_path / "run")
+    trainer.fit()
+    with pytest.raises(ValueError, match="must have the model's .* tokens, got 260"):
+        export_model(trainer, Tokenizer.bpe(["a"], 260), tmp_path / "export")
+    trainer.bare = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="must be a Transformer, got Linear"):
+        export_model(trainer, tokenizer, tmp_path / "export")
+
+
+def test_export_deletes_no_file_of_others(tmp_path):
+    trainer, tokenizer = trained(tmp_path / "run")
+    trainer.fit()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    export_model(trainer, tokenizer, mine)  # empty
+    export_model(trainer, tokenizer, mine)  # an earlier export
+    (mine / "export.json").unlink()
+    export_model(trainer, tokenizer, mine)  # of the version without hashes
+    (mine / "thesis.txt").write_text("years of work")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (foreign / name).write_text("{}")  # the names that Hugging Face uses too
+    for folder in (mine, foreign, tmp_path / "run"):
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(ValueError, match="not from an export .*; choose another folder"):
+            export_model(trainer, tokenizer, folder)
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ValueError, match="is a file; choose another folder"):
+        export_model(trainer, tokenizer, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        export_model(trainer, tokenizer, tmp_path / "file" / "below")
+
+
+def test_load_export_refuses_a_changed_file(tmp_path):
+    trainer, tokenizer = trained(tmp_path / "run")
+    folder = export_model(trainer.fit(), tokenizer, tmp_path / "export")
+    model, loaded = load_export(folder)
+    assert model.config == trainer.bare.config and loaded.json == tokenizer.json
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        whole = (folder / name).read_bytes()
+        changed = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+        (folder / name).write_bytes(changed)
+        with pytest.raises(ValueError, match=f"is corrupted: {name} .* export the model again"):
+            load_export(folder)
+        (folder / name).write_bytes(whole)
+    (folder / "export.json").write_text("{}")
+    with pytest.raises(ValueError, match="is corrupted"):
+        load_export(folder)
+    (folder / "export.json").unlink()  # as exports of version 0.1.0 are
+    assert torch.equal(load_export(folder)[0].embedding.weight, model.embedding.weight)
