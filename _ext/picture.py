@@ -1,4 +1,4 @@
-"""Draw the README's picture: what the shipped translator attends to. `python _ext/picture.py` writes _static/attention.svg."""
+"""Draw the README's picture: `python _ext/picture.py` writes _static/attention.svg."""
 
 import sys
 from pathlib import Path

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.__main__ import commit, hardware, versions, write
-from transformer_lib.datasets import stdlib_source
-from transformer_lib.models import DecoderOnly, TransformerConfig
-from transformer_lib.losses import language_loss
 from transformer_lib.cpu import by_onednn
+from transformer_lib.datasets import stdlib_source
+from transformer_lib.losses import language_loss
+from transformer_lib.models import DecoderOnly, TransformerConfig
 from transformer_lib.tokenizer import BlockBatches
 from transformer_lib.trainer import Trainer, TrainingConfig
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
 from benchmarks.language import LAYERS, Bare, D, H, config, logits_of
 from transformer_lib.cost import decoder_only_cost
+from transformer_lib.cpu import _PackedLinear, _replace, packed
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly
-from transformer_lib.cpu import _PackedLinear, _replace, packed
 
 V, PROMPT, NEW = 65, 32, 256
 ALL = PROMPT + NEW

@@ -51,13 +51,13 @@ from transformer_lib.checkpoints import load_checkpoint
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.datasets import multi30k, stdlib_source, tiny_shakespeare
 from transformer_lib.devices import Place, autocast, measured_peak
+from transformer_lib.losses import SCHEDULES, cosine, language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import MultiHeadAttention
-from transformer_lib.losses import SCHEDULES, cosine, language_loss, translation_loss
+from transformer_lib.recipes import RECIPES
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.tokenizer import BlockBatches, Blocks, PairBatches, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.recipes import RECIPES
 from transformer_lib.translation import Translator, score
 
 ROOT = Path(__file__).resolve().parent.parent

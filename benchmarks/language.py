@@ -18,8 +18,8 @@ from benchmarks.peers import (
     training_step,
 )
 from transformer_lib.cost import decoder_only_cost
-from transformer_lib.models import DecoderOnly, TransformerConfig
 from transformer_lib.cpu import by_onednn
+from transformer_lib.models import DecoderOnly, TransformerConfig
 
 LAYERS, H, D, T, B = 6, 6, 384, 256, 8
 SPREAD = {"paper": "drops as the paper does: sub-layer outputs, embeddings",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
 from benchmarks.peers import CLEAR, PlainAttention
-from transformer_lib.multihead import MultiHeadAttention
 from transformer_lib.cpu import by_onednn
+from transformer_lib.multihead import MultiHeadAttention
 
 D, H, B, T = 512, 8, 8, 256
 Call = Callable[[nn.Module, Tensor], Tensor]

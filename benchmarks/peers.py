@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Built, Setting, count_parameters
-from transformer_lib.losses import token_loss
 from transformer_lib.cpu import by_onednn
+from transformer_lib.losses import token_loss
 
 QUICK = "by_onednn, and token_loss"
 CLEAR = "ours, as torch multiplies"

@@ -20,8 +20,8 @@ from benchmarks.peers import (
     training_step,
 )
 from transformer_lib.cost import cost
-from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.cpu import by_onednn
+from transformer_lib.models import Transformer, TransformerConfig
 
 V, D, H, WIDE, DEPTH, B, L = 8000, 256, 4, 1024, 3, 32, 32
 PAD, PLACES = 0, 64

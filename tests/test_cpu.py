@@ -10,11 +10,11 @@ from torch import nn
 import transformer_lib.cpu as cpu
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import beam_search
+from transformer_lib.cpu import by_onednn, packed
 from transformer_lib.generation import greedy
+from transformer_lib.losses import token_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import recording
-from transformer_lib.losses import token_loss
-from transformer_lib.cpu import by_onednn, packed
 
 V = 31
 SHORT = {"rtol": 1e-4, "atol": 1e-5}  # float32, sums in another order

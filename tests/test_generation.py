@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_lib.attention import padding_mask
-from transformer_lib.cost import cost, decoder_only_cost
 from transformer_lib.beam_search import beam_search
+from transformer_lib.cost import cost, decoder_only_cost
 from transformer_lib.generation import _evaluation, _reader, greedy, stream
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.sampling import sample, speculative

@@ -20,12 +20,12 @@ import train_tiny
 from torch import nn
 
 from transformer_lib.attention import attend, attend_with_weights, causal_mask, tiled_attend
-from transformer_lib.checkpoints import checkpoints, read_records
 from transformer_lib.beam_search import beam_search
+from transformer_lib.checkpoints import checkpoints, read_records
 from transformer_lib.devices import Place, measured_peak, peak_memory, recompute_activations
 from transformer_lib.generation import greedy
-from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.losses import language_loss, translation_loss
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.softmax import masked_softmax
 from transformer_lib.tokenizer import BlockBatches, Blocks

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.losses import (
     SCHEDULES,
     MovingAverage,
@@ -25,6 +24,7 @@ from transformer_lib.losses import (
     token_loss,
     translation_loss,
 )
+from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.tokenizer import BEGIN, END, PAD, Batch, Blocks
 
 N, V = 7, 11

@@ -13,9 +13,9 @@ from transformer_lib.__main__ import main
 from transformer_lib.checkpoints import CheckpointError, load_checkpoint, read_records
 from transformer_lib.cost import cost
 from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.recipes import RECIPES, Recipe, export_model, load_export
 from transformer_lib.tokenizer import END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.recipes import RECIPES, Recipe, export_model, load_export
 from transformer_lib.translation import Translator
 
 DATA = os.environ.get("TRANSFORMER_LIB_DATA")

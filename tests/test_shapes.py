@@ -97,8 +97,8 @@ def test_require_range_accepts_what_lies_inside(interval, number):
 @pytest.mark.parametrize("interval, number, words", [
     ("[0, 1)", 1, "in [0, 1)"), ("[0, 1)", -0.1, "in [0, 1)"), ("(0, inf)", 0, "above 0"),
     ("(0, inf)", math.inf, "above 0"), ("[0, inf)", -1, "at least 0"), ("(0, 1]", 0, "in (0, 1]"),
-    ("[0, 1)", math.nan, "in [0, 1)"), ("[0, 1]", True, "in [0, 1]"), ("[0, 1]", "0.5", "in [0, 1]"),
-    ("[0, 1]", None, "in [0, 1]"), ("[0, 1]", 1.1, "in [0, 1]"),
+    ("[0, 1)", math.nan, "in [0, 1)"), ("[0, 1]", True, "in [0, 1]"),
+    ("[0, 1]", "0.5", "in [0, 1]"), ("[0, 1]", None, "in [0, 1]"), ("[0, 1]", 1.1, "in [0, 1]"),
 ])  # fmt: skip
 def test_require_range_refuses_the_rest(interval, number, words):
     message = refused(require_range, "f", interval, fine=0.5, x=number)

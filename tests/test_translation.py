@@ -19,19 +19,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformer_lib.UNKNOWN import __main__ as command
 
-from transformer_lib import __main__ as command
 from transformer_lib import translation
 from transformer_lib.attention import padding_mask
+from transformer_lib.beam_search import beam_search
 from transformer_lib.checkpoints import CheckpointError, read_records
 from transformer_lib.datasets import multi30k
-from transformer_lib.beam_search import beam_search
 from transformer_lib.generation import greedy
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.multihead import recording
+from transformer_lib.recipes import RECIPES, export_model
 from transformer_lib.tokenizer import BEGIN, END, PairBatches, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.recipes import RECIPES, export_model
 from transformer_lib.translation import PROTOCOLS, Score, Translator, record_scores, score
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -30,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .attention import padding_mask
+from .beam_search import beam_search
 from transformer_lib.checkpoints import (
     CheckpointError,
     library_versions,
@@ -39,13 +40,12 @@ from transformer_lib.checkpoints import (
     write_atomically,
 )
 from .datasets import multi30k
-from .beam_search import beam_search
 from .generation import _evaluation, greedy
 from .models import Transformer
 from .multihead import recording
+from .recipes import RECIPES, load_export
 from .tokenizer import BEGIN, END, PairBatches, Tokenizer, _extra, _texts
 from .trainer import LOG
-from .recipes import RECIPES, load_export
 
 # %% ../chapters/4_generation/6_translation.ipynb #1657662a
 def _plain(text: str) -> str:
