@@ -51,9 +51,10 @@ from transformer_lib.checkpoints import load_checkpoint
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.datasets import multi30k, stdlib_source, tiny_shakespeare
 from transformer_lib.devices import Place, autocast, measured_peak
-from transformer_lib.losses import SCHEDULES, cosine, language_loss, translation_loss
+from transformer_lib.losses import language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import MultiHeadAttention
+from transformer_lib.optimization import SCHEDULES, cosine
 from transformer_lib.recipes import RECIPES
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.tokenizer import BlockBatches, Blocks, PairBatches, Tokenizer

@@ -1,6 +1,5 @@
-"""Losses equal to loops and to torch, however cut; schedules and averages to their formulas."""
+"""Losses equal loops and PyTorch, however the batch is cut."""
 
-import copy
 import math
 import re
 
@@ -12,18 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transformer_lib.losses import (
-    SCHEDULES,
-    MovingAverage,
-    constant,
-    cosine,
-    inverse_sqrt,
-    language_loss,
-    linear,
-    paper_rate,
-    token_loss,
-    translation_loss,
-)
+from transformer_lib.losses import language_loss, token_loss, translation_loss
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.tokenizer import BEGIN, END, PAD, Batch, Blocks
 
@@ -289,203 +277,6 @@ def test_a_newborn_translator_is_as_surprised_as_it_should_be():
     assert 0 < loss - math.log(997) < 1
 
 
-# schedules
-
-RATES = pytest.mark.parametrize("name", SCHEDULES)
-counts = st.integers(1, 60).flatmap(
-    lambda n_steps: st.tuples(st.integers(0, n_steps), st.just(n_steps))
-)
-
-
-@RATES
-@given(counts, st.integers(1, 150))
-def test_every_schedule_stays_between_0_and_1_and_is_1_after_warm_up(name, warmup_of, step):
-    warmup, n_steps = warmup_of
-    schedule = SCHEDULES[name]
-    assert 0 <= schedule(step, warmup, n_steps) <= 1
-    if step <= warmup:
-        assert schedule(step, warmup, n_steps) == step / warmup
-    assert schedule(max(1, warmup), warmup, n_steps) == 1 or warmup == 0
-    assert schedule(0, warmup, n_steps) == 0
-
-
-@RATES
-@given(counts)
-def test_no_schedule_rises_again_not_even_after_its_end(name, warmup_of):
-    warmup, n_steps = warmup_of
-    steps = range(max(1, warmup), n_steps + 20)
-    rates = [SCHEDULES[name](step, warmup, n_steps) for step in steps]
-    assert all(after <= before for before, after in zip(rates, rates[1:], strict=False))
-
-
-def test_constant_stays_and_the_inverse_square_root_falls_for_ever():
-    assert constant(10**6, 4, 10) == 1
-    assert inverse_sqrt(400, 4, 10) == 0.1 and inverse_sqrt(4 * 10**6, 4, 10) == 1e-3
-
-
-@pytest.mark.parametrize("schedule", [linear, cosine])
-def test_linear_and_cosine_are_half_at_half_time_and_0_from_their_end_on(schedule):
-    assert schedule(60, 20, 100) == pytest.approx(0.5)
-    assert schedule(100, 20, 100) == schedule(1000, 20, 100) == 0
-    assert schedule(99, 20, 100) > 0
-
-
-def test_linear_falls_on_a_line_and_cosine_on_half_a_cosine():
-    for step in range(20, 101):
-        assert linear(step, 20, 100) == pytest.approx((100 - step) / 80)
-        assert cosine(step, 20, 100) == pytest.approx(math.cos(math.pi * (step - 20) / 160) ** 2)
-
-
-def test_the_papers_rate_is_its_equation():
-    for d_model, warmup in ((512, 4000), (1024, 4000), (7, 3)):
-        for step in (1, 2, 3, 4, 400, 4000, 4001, 100_000):
-            expected = d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
-            ours = paper_rate(d_model, warmup) * inverse_sqrt(step, warmup, 100_000)
-            assert ours == pytest.approx(expected, rel=1e-12)
-    assert paper_rate(512) == pytest.approx(6.99e-4, rel=1e-3)
-
-
-def test_schedules_go_by_their_names():
-    assert SCHEDULES == {
-        "constant": constant,
-        "inverse_sqrt": inverse_sqrt,
-        "linear": linear,
-        "cosine": cosine,
-    }
-
-
-# moving averages
-
-
-def drift(model, seed):
-    """Give a model other parameters."""
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            parameter.copy_(normal(*parameter.shape, seed=100 * seed + i))
-
-
-def small():
-    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
-def test_the_average_is_its_formula(decay):
-    model = small()
-    average, expected = MovingAverage(model, decay), copy.deepcopy(dict(model.named_parameters()))
-    for n in range(1, 31):
-        drift(model, n)
-        average.update(model)
-        b = min(decay, (1 + n) / (10 + n))
-        expected = {k: b * expected[k] + (1 - b) * p for k, p in model.named_parameters()}
-    assert average.n_updates == 30 and list(average.values) == list(expected)
-    for name, value in average.values.items():
-        torch.testing.assert_close(value, expected[name].detach())
-        assert not value.requires_grad
-
-
-def test_an_average_that_forgets_everything_is_the_last_weights():
-    model = small()
-    average = MovingAverage(model, 0.0)
-    drift(model, 1)
-    average.update(model)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(average.values[name], parameter)
-
-
-def test_the_average_starts_where_the_model_does_and_goes_its_own_way():
-    model = small()
-    average, before = MovingAverage(model, 0.9), copy.deepcopy(dict(model.named_parameters()))
-    drift(model, 1)
-    for name, value in average.values.items():
-        assert torch.equal(value, before[name])
-
-
-def test_the_average_of_noise_has_the_variance_of_theory():
-    n, decay = 20_000, 0.9
-    model = nn.Linear(n, 1, bias=False)
-    average = MovingAverage(model, decay)
-    torch.manual_seed(0)
-    for _ in range(200):
-        nn.init.normal_(model.weight)
-        average.update(model)
-    theory = (1 - decay) / (1 + decay)
-    bound = 5 * theory * math.sqrt(2 / n)  # false alarm: 1 seed in 10^6
-    assert abs(average.values["weight"].var().item() - theory) < bound
-
-
-def test_applied_lends_the_average_and_gives_everything_back():
-    model = small()
-    average = MovingAverage(model, 0.9)
-    drift(model, 1)
-    average.update(model)
-    own, mean = copy.deepcopy(model.state_dict()), copy.deepcopy(average.values)
-    with average.applied(model):
-        for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, mean[name]) and not torch.equal(parameter, own[name])
-            assert parameter.requires_grad
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, own[name]) and torch.equal(average.values[name], mean[name])
-
-
-def test_applied_gives_back_after_an_error_too():
-    model = small()
-    average = MovingAverage(model, 0.9)
-    drift(model, 1)
-    own = copy.deepcopy(model.state_dict())
-    with pytest.raises(KeyboardInterrupt), average.applied(model):
-        drift(model, 2)
-        raise KeyboardInterrupt
-    assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_averages_of_half_precision_are_kept_and_left_in_float32(dtype):
-    model = nn.Linear(1, 1, bias=False).to(dtype)
-    nn.init.ones_(model.weight)
-    average = MovingAverage(model, 0.99)
-    for _ in range(1000):  # a step of 1% of 2^-7 is less than either type can hold beside 1
-        nn.init.constant_(model.weight, 1 + 2**-7)
-        average.update(model)
-    value = average.values["weight"].clone()
-    assert value.dtype == torch.float32
-    assert value.item() == pytest.approx(1 + 2**-7, rel=1e-4)
-    nn.init.constant_(model.weight, 3.0)
-    average.values["weight"].fill_(1 / 3)
-    with average.applied(model):
-        assert model.weight.dtype == dtype and model.weight.item() == pytest.approx(1 / 3, rel=4e-3)
-    assert average.values["weight"].item() == torch.tensor(1 / 3).item()
-    assert model.weight.item() == 3.0
-
-
-def test_tied_parameters_are_averaged_once_and_buffers_not_at_all():
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
-    model[2].weight = model[0].weight
-    average = MovingAverage(model, 0.9)
-    assert {*average.values} == {"0.weight", "0.bias", "1.weight", "1.bias", "2.bias"}
-    model[1].running_mean.fill_(7.0)
-    drift(model, 1)
-    average.update(model)
-    with average.applied(model):
-        assert model[2].weight is model[0].weight
-        assert torch.equal(model[2].weight, average.values["0.weight"])
-        assert model[1].running_mean.eq(7).all()
-
-
-@pytest.mark.parametrize(
-    "other", [nn.Linear(3, 5), nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 2))]
-)
-def test_another_model_is_refused_and_nothing_changes(other):
-    average = MovingAverage(small(), 0.9)
-    kept = copy.deepcopy(average.values)
-    for call in (lambda: average.update(other), lambda: average.applied(other).__enter__()):
-        with pytest.raises(
-            ValueError, match=r"MovingAverage: the model must have parameters \{.*\}, got \{"
-        ):
-            call()
-    assert average.n_updates == 0
-    assert all(torch.equal(average.values[name], value) for name, value in kept.items())
-
-
 # refusals
 
 
@@ -516,16 +307,6 @@ def test_another_model_is_refused_and_nothing_changes(other):
             lambda: token_loss(torch.zeros(2, V), torch.tensor([-100, 3]), padding=None),
             "V - 1 = 10, got -100 to 3",
         ),
-        (
-            lambda: paper_rate(0),
-            "paper_rate: d_model and warmup must be at least 1, got 0 and 4000",
-        ),
-        (lambda: paper_rate(512, 0), "got 512 and 0"),
-        (
-            lambda: MovingAverage(nn.Linear(1, 1), 1.0),
-            "MovingAverage: decay must be at least 0 and below 1, got 1.0",
-        ),
-        (lambda: MovingAverage(nn.Linear(1, 1), -0.1), "below 1, got -0.1"),
     ],
 )
 def test_bad_input_is_refused_with_what_was_wanted_and_what_came(call, message):

@@ -29,7 +29,8 @@ from transformer_lib.checkpoints import (
     save_checkpoint,
 )
 from transformer_lib.devices import Place
-from transformer_lib.losses import SCHEDULES, MovingAverage, translation_loss
+from transformer_lib.losses import translation_loss
+from transformer_lib.optimization import SCHEDULES, MovingAverage
 from transformer_lib.tokenizer import BlockBatches, PairBatches
 from transformer_lib.trainer import (
     LOG,

@@ -37,6 +37,9 @@ from . import (
     multihead as multihead,
 )
 from . import (
+    optimization as optimization,
+)
+from . import (
     plots as plots,
 )
 from . import (

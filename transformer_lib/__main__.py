@@ -19,7 +19,7 @@ PROG = "python -m transformer_lib"
 HELP = {
     "n_steps": "weight updates",
     "learning_rate": "highest learning rate",
-    "schedule": "constant, cosine, inverse_sqrt, linear or paper_rate",
+    "schedule": "constant, cosine, inverse_sqrt or linear",
     "warmup": "steps until the highest learning rate",
     "accumulate": "micro-batches per batch, to save memory",
     "precision": "fp32, bf16, fp16 or auto",

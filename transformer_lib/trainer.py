@@ -61,7 +61,8 @@ from transformer_lib.devices import (
     summed,
     whole,
 )
-from .losses import SCHEDULES, MovingAverage, translation_loss
+from .losses import translation_loss
+from .optimization import SCHEDULES, MovingAverage
 from .tokenizer import ResumableBatches
 
 # %% ../chapters/3_training/7_trainer.ipynb #b1413cb6
