@@ -1,19 +1,21 @@
 """The repository: dependencies, addresses, commands, workflows, mutants and the build."""
 
 import importlib.metadata
+import json
 import os
 import re
-import runpy
 import shutil
 import socket
 import subprocess
 import sys
 import tomllib
 
+import mutate
+import mutations
 import pytest
 import words
 import yaml
-from notebooks import NOTEBOOKS, PROJECT, REPOSITORY, ROOT, build, contents, modules, topic, tracked
+from notebooks import NOTEBOOKS, PROJECT, REPOSITORY, ROOT, build, contents, topic, tracked
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -229,24 +231,98 @@ def test_the_workflows_call_the_readmes_commands():
 # Mutants (tests/mutate.py runs them)
 
 
-def mutants():
-    for path in sorted((ROOT / "tests" / "mutants").glob("*.py")):
-        for what, old, new in runpy.run_path(str(path))["MUTANTS"]:
-            yield path.stem, what, old, new
+CORE = {"shapes", "scores", "softmax", "attention", "multihead", "positions", "layers", "models"}
+SMALL = """
+def f(a, b=2):
+    \"\"\"At most 3.\"\"\"
+    if a <= b and a:
+        raise ValueError(f"{a + 1} must be above {b}")
+    a += 1
+    g(a, b, end=True)
+    return a
+"""
 
 
-@pytest.mark.parametrize("module, what, old, new", list(mutants()))
+@pytest.mark.parametrize("module, what, old, new", [
+    (module, *mutant) for module in sorted(mutate.core()) for mutant in mutate.named(module)
+])  # fmt: skip
 def test_a_mutant_applies(module, what, old, new):
-    assert (ROOT / "transformer_lib" / f"{module}.py").read_text().count(old) == 1
+    assert mutate.source_of(module).count(old) == 1
     assert old != new and what
 
 
-def test_every_module_has_mutants_and_there_are_enough():
-    count = {}
-    for module, *_ in mutants():
-        count[module] = count.get(module, 0) + 1
-    assert set(count) == modules()
-    assert sum(count.values()) >= 40
+def test_every_core_module_has_at_least_eight_mutants_of_its_own():
+    assert CORE <= mutate.core() <= set(mutate.modules())
+    assert all(len(mutate.named(module)) >= 8 for module in mutate.core())
+
+
+@pytest.mark.parametrize("module", sorted(set(mutate.modules()) - mutate.core()))
+def test_the_generator_breaks_every_other_module_in_enough_ways(module):
+    source = mutate.source_of(module)
+    found = mutations.sample(source, 8)
+    assert len({m.apply(source) for m in found} - {source}) == 8
+    assert [m.key for m in mutations.sample(source, 9)][:8] == [m.key for m in found]
+    assert (ROOT / mutate.own_tests(module)).exists()
+
+
+def test_the_generator_makes_each_small_change_and_spares_words():
+    found = {(m.kind, *m.diff(SMALL)[1:]) for m in mutations.sample(SMALL, 100)}
+    condition = "-    if a <= b and a:"
+    assert found == {
+        ("constant", "-def f(a, b=2):", "+def f(a, b=3):"),
+        ("comparison", condition, "+    if a > b and a:"),
+        ("boundary", condition, "+    if a < b and a:"),
+        ("boolean", condition, "+    if a <= b or a:"),
+        ("boolean", condition, "+    if not (a <= b and a):"),
+        ("statement", '-        raise ValueError(f"{a + 1} must be above {b}")', "+        pass"),
+        ("statement", "-    a += 1", "+    pass"),
+        ("arithmetic", "-    a += 1", "+    a -= 1"),
+        ("constant", "-    a += 1", "+    a += 2"),
+        ("statement", "-    g(a, b, end=True)", "+    pass"),
+        ("arguments", "-    g(a, b, end=True)", "+    g(b, a, end=True)"),
+        ("arguments", "-    g(a, b, end=True)", "+    g(a, b)"),
+        ("constant", "-    g(a, b, end=True)", "+    g(a, b, end=False)"),
+        ("return", "-    return a", "+    return None"),
+    }
+
+
+def test_a_mutation_keeps_its_key_when_another_function_changes():
+    keys = {m.key for m in mutations.mutations(SMALL)}
+    assert keys < {m.key for m in mutations.mutations("def before(x):\n    return -x\n" + SMALL)}
+
+
+@pytest.mark.parametrize("body, verdict, by", [
+    ("assert True", "alive", ""),
+    ("assert False", "killed", "test_it.py::test_it"),
+    ("import nothing_of_this_name", "killed", "test_it.py::test_it"),
+    ("import os; os.abort()", "killed", "crash"),
+    ("while True: pass", "killed", "CPU time"),
+    ("import time; time.sleep(60)", "undecided", "the clock"),
+    ("raise TimeoutError", "undecided", "a test's clock"),
+])  # fmt: skip
+def test_a_verdict_on_a_mutant_counts_cpu_time_and_not_the_clock(tmp_path, body, verdict, by):
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
+    command = "from pathlib import Path; from mutate import run_tests; print(run_tests(" \
+        f"Path({str(tmp_path)!r}), ['test_it.py', '-p', 'no:nbmake'], 5, 20)[:2])"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT / "tests",
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout == f"{(verdict, by)}\n", done.stderr
+
+
+def test_a_mutant_is_judged_by_every_file_that_uses_the_module():
+    files = mutate.tests_using("trainer")
+    assert files[0] == "tests/test_trainer.py"
+    assert {"tests/test_translation.py", "tests/test_faults.py"} <= set(files)  # by train_tiny.py
+    assert len(files) == len(set(files)) and "tests/test_softmax.py" not in files
+
+
+def test_the_record_of_mutants_lists_each_that_survived_with_its_diff():
+    for entry in json.loads(mutate.RECORD.read_text())["modules"].values():
+        alive = [row for row in entry["rows"] if not row["killed"]]
+        assert entry["mutants"] == len(entry["rows"]) == entry["killed"] + len(alive)
+        assert {"date", "commit", "dirty", "versions", "hardware"} <= set(entry)
+        assert all(row["diff"] for row in alive)
 
 
 # The build (build.py)
