@@ -50,7 +50,8 @@ from transformer_lib.attention import attend
 from transformer_lib.checkpoints import load_checkpoint
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.datasets import multi30k, stdlib_source, tiny_shakespeare
-from transformer_lib.devices import Place, autocast, measured_peak
+from transformer_lib.devices import autocast, measured_peak
+from transformer_lib.distributed import Worker
 from transformer_lib.losses import language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import MultiHeadAttention
@@ -333,7 +334,7 @@ def shakespeare(part: Part) -> None:
         published={"best_validation_loss": 1.4697, "source": "README of nanoGPT"},
         validation_tokens=sum(batch.n_tokens for batch in validation), **sizes,
     )  # fmt: skip
-    place = Place(device=part.device)
+    worker = Worker(device=part.device)
 
     def probe(model: nn.Module, n: int) -> float:
         """Take n steps, which compile what must be compiled, and time the last half of them."""
@@ -341,7 +342,7 @@ def shakespeare(part: Part) -> None:
         short = dataclasses.replace(training, n_steps=n, warmup=0, validate_every=None)
         listen = lambda record: times.append(time.perf_counter())  # noqa: E731
         trainer = Trainer(
-            model, FullBatches(ids, **sizes), short, loss=language_loss, place=place, log=listen,
+            model, FullBatches(ids, **sizes), short, loss=language_loss, worker=worker, log=listen,
             validation=validation,
         )  # fmt: skip
         trainer.fit()
@@ -371,7 +372,7 @@ def shakespeare(part: Part) -> None:
     free_memory(part.device)
     folder = Path(tempfile.mkdtemp(prefix="shakespeare-"))
     try:
-        best = train_shakespeare(part, model, training, validation, ids, sizes, place, folder)
+        best = train_shakespeare(part, model, training, validation, ids, sizes, worker, folder)
         write_sample(part, config, best, tokenizer)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -379,7 +380,7 @@ def shakespeare(part: Part) -> None:
 
 def train_shakespeare(
     part: Part, model: DecoderOnly, training: TrainingConfig, validation: list[Blocks],
-    ids: list[int], sizes: dict[str, int], place: Place, folder: Path,
+    ids: list[int], sizes: dict[str, int], worker: Worker, folder: Path,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Train, note the curves as they grow, and return the weights of the best validation."""
     curve: list[dict[str, float]] = []
@@ -397,7 +398,7 @@ def train_shakespeare(
 
     trainer = Trainer(
         model, FullBatches(ids, **sizes), training, loss=language_loss, validation=validation,
-        folder=folder, place=place, log=listen,
+        folder=folder, worker=worker, log=listen,
     )  # fmt: skip
     trainer.fit()
     synchronize(part.device)
@@ -652,14 +653,14 @@ def multi30k_run(part: Part) -> None:
     config = TransformerConfig(vocab_size=tokenizer.vocab_size, **{**recipe.model, **model})
     say(f"multi30k: {tokenizer.vocab_size:,} tokens, {len(data)} batches of {max_tokens:,} tokens")
     torch.manual_seed(0)
-    place = Place(device=part.device)
+    worker = Worker(device=part.device)
     training = dataclasses.replace(
         recipe.training, n_steps=3000, warmup=150, validate_every=250, average=0.99,
         precision="bf16",
     )  # fmt: skip
     probe = Trainer(
         Transformer(config), data, training, loss=translation_loss, validation=validation,
-        place=place,
+        worker=worker,
     )  # fmt: skip
     for batch, _ in zip(data.endless(), range(2 if part.dry else 10), strict=False):
         probe.update(batch)
@@ -695,7 +696,7 @@ def multi30k_run(part: Part) -> None:
     torch.manual_seed(0)
     trainer = Trainer(
         Transformer(config), batches(train, True), training, loss=translation_loss,
-        validation=validation, place=place, log=listen,
+        validation=validation, worker=worker, log=listen,
     )  # fmt: skip
     trainer.fit()
     part.note(

@@ -22,7 +22,8 @@ from torch import nn
 from transformer_lib.attention import attend, attend_with_weights, causal_mask, tiled_attend
 from transformer_lib.beam_search import beam_search
 from transformer_lib.checkpoints import checkpoints, read_records
-from transformer_lib.devices import Place, measured_peak, peak_memory, recompute_activations
+from transformer_lib.devices import measured_peak, peak_memory, recompute_activations
+from transformer_lib.distributed import Worker
 from transformer_lib.generation import greedy
 from transformer_lib.losses import language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
@@ -33,7 +34,7 @@ from transformer_lib.trainer import LOG, Trainer, TrainingConfig
 
 KIND = os.environ.get("TRANSFORMER_LIB_TEST_DEVICE", "cuda")
 DEVICE = torch.device(KIND, 0) if KIND == "cuda" else torch.device(KIND)
-PLACE = Place(device=DEVICE)
+WORKER = Worker(device=DEVICE)
 # a kernel that warns on one release of torch is not a fault of this library
 pytestmark = [pytest.mark.gpu, pytest.mark.plain, pytest.mark.filterwarnings("default")]
 needs_cuda = pytest.mark.skipif(KIND != "cuda", reason="measures CUDA itself")
@@ -273,8 +274,10 @@ def states(trainer):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_trainer_on_the_device_learns_as_float32_on_the_cpu_does(precision, tmp_path):
     options = {"dropout": 0.0, "n_steps": 24, "save_every": 24}
-    here = train_tiny.trainer(tmp_path / "cpu", place=Place(), **options).fit()
-    there = train_tiny.trainer(tmp_path / "gpu", place=PLACE, precision=precision, **options).fit()
+    here = train_tiny.trainer(tmp_path / "cpu", worker=Worker(), **options).fit()
+    there = train_tiny.trainer(
+        tmp_path / "gpu", worker=WORKER, precision=precision, **options
+    ).fit()
     ours, theirs = losses(tmp_path / "gpu"), losses(tmp_path / "cpu")
     assert len(ours) == len(theirs) == 24 and ours[-1] < ours[0] - 0.1
     close = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05}[precision]
@@ -288,7 +291,7 @@ def test_trainer_on_the_device_learns_as_float32_on_the_cpu_does(precision, tmp_
 def test_resume_on_the_device_is_exact_to_the_bit(precision, tmp_path):
     def make(name):
         return train_tiny.trainer(
-            tmp_path / name, place=PLACE, n_steps=12, save_every=3, precision=precision
+            tmp_path / name, worker=WORKER, n_steps=12, save_every=3, precision=precision
         )
 
     whole = make("whole").fit()
@@ -304,9 +307,9 @@ def test_resume_on_the_device_is_exact_to_the_bit(precision, tmp_path):
 
 def test_checkpoint_of_the_device_resumes_on_the_cpu(tmp_path):
     options = {"n_steps": 8, "save_every": 4, "precision": "fp32"}
-    there = train_tiny.trainer(tmp_path, place=PLACE, **options)
+    there = train_tiny.trainer(tmp_path, worker=WORKER, **options)
     there.fit(until=4)
-    here = train_tiny.trainer(tmp_path, place=Place(), **options)
+    here = train_tiny.trainer(tmp_path, worker=Worker(), **options)
     assert here.resume() and here.step == 4
     ours, theirs = states(here), states(there)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -378,7 +381,7 @@ def test_an_update_of_the_trainer_synchronizes_for_batch_loss_and_norm_alone(pre
     model = tiny(DecoderOnly, positions="learned")
     data = BlockBatches(tokens(3000), block=32, batch_size=8)
     config = TrainingConfig(n_steps=50, precision=precision)
-    trainer = Trainer(model, data, config, loss=language_loss, place=PLACE)
+    trainer = Trainer(model, data, config, loss=language_loss, worker=WORKER)
     batches = list(islice(data.endless(), 6))
     for batch in batches[:4]:
         trainer.update(batch)
@@ -485,7 +488,7 @@ def test_trainer_with_inductor_trains_as_without():
         )
         model, found = tiny(DecoderOnly, positions="learned"), []
         Trainer(
-            model, data, config, loss=language_loss, place=PLACE,
+            model, data, config, loss=language_loss, worker=WORKER,
             log=lambda record: found.append(record["loss"]),
         ).fit()  # fmt: skip
         return found

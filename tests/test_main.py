@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_recipes import PAIRS, losses, run, tiny
-from transformer_lib.UNKNOWN import __main__ as command
 
+from transformer_lib import __main__ as command
 from transformer_lib import trainer
 from transformer_lib.__main__ import main
 from transformer_lib.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_records

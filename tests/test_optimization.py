@@ -17,6 +17,7 @@ from transformer_lib.optimization import (
     cosine,
     inverse_sqrt,
     linear,
+    make_optimizer,
     noam_rate,
 )
 
@@ -88,6 +89,21 @@ def test_schedules_go_by_their_names():
         "linear": linear,
         "cosine": cosine,
     }
+
+
+# the optimizer
+
+
+def test_matrices_decay_and_vectors_do_not():
+    tiny = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+    optimizer = make_optimizer(tiny, learning_rate=0.3, betas=(0.5, 0.6), weight_decay=0.2)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {name: decay[id(p)] for name, p in tiny.named_parameters()} == {
+        name: 0.2 if p.dim() > 1 else 0.0 for name, p in tiny.named_parameters()
+    }
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.5, 0.6), 1e-9)
+        assert group["fused"]
 
 
 # moving averages

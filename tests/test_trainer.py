@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import types
 import warnings
@@ -28,22 +29,22 @@ from transformer_lib.checkpoints import (
     read_records,
     save_checkpoint,
 )
-from transformer_lib.devices import Place
+from transformer_lib.devices import provenance
+from transformer_lib.distributed import Worker
 from transformer_lib.losses import translation_loss
-from transformer_lib.optimization import SCHEDULES, MovingAverage
+from transformer_lib.optimization import SCHEDULES, MovingAverage, make_optimizer
 from transformer_lib.tokenizer import BlockBatches, PairBatches
 from transformer_lib.trainer import (
     LOG,
     NonFiniteLoss,
+    StopRequest,
     Trainer,
     TrainingConfig,
-    make_optimizer,
-    provenance,
     tensorboard_log,
 )
 
-CPU = Place()
-SMALL = {"n_steps": 12, "accumulate": 1, "place": CPU}
+CPU = Worker()
+SMALL = {"n_steps": 12, "accumulate": 1, "worker": CPU}
 
 
 def make(folder=None, **options):
@@ -136,23 +137,17 @@ def test_a_config_is_frozen_and_fits_into_json():
 # One step
 
 
-def test_matrices_decay_and_vectors_do_not():
-    tiny = model()
-    config = TrainingConfig(n_steps=7, learning_rate=0.3, betas=(0.5, 0.6), weight_decay=0.2)
-    optimizer = make_optimizer(tiny, config)
-    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert {name: decay[id(p)] for name, p in tiny.named_parameters()} == {
-        name: 0.2 if p.dim() > 1 else 0.0 for name, p in tiny.named_parameters()
-    }
-    for group in optimizer.param_groups:
-        assert (group["lr"], group["betas"], group["eps"]) == (0.3, (0.5, 0.6), 1e-9)
-        assert group["fused"]
-
-
 def test_steps_are_those_of_a_loop_written_by_hand():
     trainer, by_hand, data = make(dropout=0.0, warmup=3, weight_decay=0.1), model(0.0), batches()
     config = trainer.config
-    optimizer, average = make_optimizer(by_hand, config), MovingAverage(by_hand, config.average)
+    optimizer = make_optimizer(
+        by_hand,
+        learning_rate=config.learning_rate,
+        betas=config.betas,
+        epsilon=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+    average = MovingAverage(by_hand, config.average)
     for step, batch in zip(range(1, 6), batches().endless(), strict=False):
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = rate = (
             config.learning_rate * SCHEDULES[config.schedule](step, config.warmup, config.n_steps)
@@ -276,8 +271,8 @@ def broken(loss, step, factor=math.nan):
 def test_what_is_not_finite_stops_before_the_weights_take_harm(what, is_loss, tmp_path):
     bad = broken(is_loss, step=6)
     trainer = bad.trainer = make(tmp_path, loss=bad, save_every=2, validate_every=None)
-    got = f"Trainer: the {what} must be finite, got nan at step 6 with learning rate 0.00816; "
-    last = f"the last good checkpoint is {tmp_path / 'step-00000004'}"
+    got = f"Trainer: the {what} must be finite, got nan at step 6 with learning rate 0.00816. "
+    last = f"Last valid checkpoint: {tmp_path / 'step-00000004'}"
     with pytest.raises(NonFiniteLoss, match=re.escape(got + last)):
         trainer.fit()
     assert trainer.step == 5 and all(p.isfinite().all() for p in trainer.bare.parameters())
@@ -289,7 +284,7 @@ def test_what_is_not_finite_stops_before_the_weights_take_harm(what, is_loss, tm
 def test_without_a_folder_there_is_no_last_good_checkpoint():
     bad = broken(True, step=2, factor=math.inf)
     trainer = bad.trainer = make(loss=bad, validate_every=None)
-    with pytest.raises(NonFiniteLoss, match="got inf at step 2 .* checkpoint is None"):
+    with pytest.raises(NonFiniteLoss, match="got inf at step 2 .* Last valid checkpoint: None"):
         trainer.fit()
 
 
@@ -485,7 +480,7 @@ class Bigrams(nn.Module):
 
 def bigrams(folder, width=8):
     config = TrainingConfig(n_steps=4, precision="fp32")
-    return Trainer(Bigrams(width), batches(), config, folder=folder, place=CPU)
+    return Trainer(Bigrams(width), batches(), config, folder=folder, worker=CPU)
 
 
 def test_any_module_can_be_trained_and_its_lines_are_compared(tmp_path):
@@ -718,9 +713,9 @@ def test_an_equal_validation_is_no_better():
 
 def test_gradients_of_two_processes_average_to_those_of_the_whole_batch():
     batch, found = next(iter(batches())), []
-    places = [Place(), Place(rank=0, size=2), Place(rank=1, size=2)]
-    for place in places:
-        trainer = make(place=place, dropout=0.0, dtype="float64")
+    workers = [Worker(), Worker(rank=0, world_size=2), Worker(rank=1, world_size=2)]
+    for worker in workers:
+        trainer = make(worker=worker, dropout=0.0, dtype="float64")
         trainer._backward(batch)
         found.append(torch.cat([p.grad.flatten() for p in trainer.bare.parameters()]))
     torch.testing.assert_close((found[1] + found[2]) / 2, found[0])
@@ -824,7 +819,7 @@ def test_the_bar_shows_loss_speed_and_memory_and_the_time_is_announced(monkeypat
     assert "2 steps on cpu" in said
 
 
-class Elsewhere(Place):
+class Elsewhere(Worker):
     """The place of a process that is not the first."""
 
     @property
@@ -834,7 +829,7 @@ class Elsewhere(Place):
 
 def test_only_the_first_process_writes_and_speaks(tmp_path, capsys):
     seen = []
-    other = make(tmp_path, place=Elsewhere(), log=seen.append, validate_every=None)
+    other = make(tmp_path, worker=Elsewhere(), log=seen.append, validate_every=None)
     other.fit(2)
     assert seen == [] and capsys.readouterr().out == "" and not (tmp_path / LOG).exists()
     assert other.save() is None and checkpoints(tmp_path) == []
@@ -906,27 +901,116 @@ def test_tensorboard_missing_says_how_to_get_it(monkeypatch):
 
 @pytest.mark.parametrize("validation", [None, []])
 def test_what_is_validated_must_be_given(validation):
-    with pytest.raises(ValueError, match="got validate_every = 8 and no validation batches"):
+    with pytest.raises(ValueError, match="got validate_every = 8 and none"):
         make(validation=validation)
-    with pytest.raises(ValueError, match="Trainer.validate: there must be validation batches"):
+    with pytest.raises(
+        ValueError, match="Trainer.validate: validation must hold batches, got none"
+    ):
         make(validation=validation, validate_every=None).validate()
 
 
 def test_saving_and_resuming_need_a_folder():
     for name in ("save", "resume"):
-        with pytest.raises(ValueError, match=f"Trainer.{name}: there must be a folder, got None"):
+        with pytest.raises(ValueError, match=f"Trainer.{name}: folder must be a path, got None"):
             getattr(make(), name)()
 
 
 def test_one_of_several_processes_must_be_given_its_place(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="each of 2 processes must be given its place"):
-        make(place=None)
+    with pytest.raises(ValueError, match="worker must be the Worker of process_group.., one of 2 "):
+        make(worker=None)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert make(place=None).place.size == 1
+    assert make(worker=None).worker.world_size == 1
 
 
 def test_no_warning_is_given_by_an_ordinary_training(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(tmp_path).fit(3)
+
+
+# The request to stop
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of our own, which must be there again in the end."""
+    heard = []
+    mine = {
+        number: (lambda n, frame: heard.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+    yield heard
+    assert {number: signal.getsignal(number) for number in mine} == mine
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_the_step_is_done(handlers, number):
+    stop = StopRequest()
+    assert stop.number == 0
+    with stop.listening():
+        assert stop.number == 0
+        signal.raise_signal(number)
+        assert stop.number == number
+    assert stop.number == number and handlers == []
+    signal.raise_signal(number)
+    assert handlers == [number]
+    with stop.listening():
+        assert stop.number == 0
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_a_signal_that_would_end_the_process_waits_unless_it_is_ignored_or_handled(name):
+    number, heard = getattr(signal, name), []
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        stop = StopRequest()
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.number == number and signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)  # as nohup does
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.number == 0 and signal.getsignal(number) == signal.SIG_IGN
+        signal.signal(number, lambda n, frame: heard.append(n))
+        with stop.listening():
+            signal.raise_signal(number)
+        assert stop.number == 0 and heard == [number]
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_wait(handlers, second):
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(second)
+    assert stop.number == signal.SIGTERM and handlers == []
+
+
+def test_handlers_come_back_after_an_error(handlers):
+    with pytest.raises(KeyError), StopRequest().listening():
+        raise KeyError
+
+
+def test_in_another_thread_nothing_is_heard_and_nothing_breaks(handlers):
+    seen = []
+
+    def elsewhere():
+        stop = StopRequest()
+        with stop.listening():
+            inside.set()
+            told.wait()
+        seen.append(stop.number)
+
+    inside, told = threading.Event(), threading.Event()
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    inside.wait()
+    signal.raise_signal(signal.SIGINT)
+    told.set()
+    thread.join()
+    assert seen == [0] and handlers == [signal.SIGINT]

@@ -18,7 +18,7 @@ import torch
 import torch.distributed.checkpoint.state_dict  # here, so that forked children have it already
 
 from transformer_lib import checkpoints
-from transformer_lib.devices import joined
+from transformer_lib.distributed import process_group
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.tokenizer import PairBatches
 from transformer_lib.trainer import Trainer, TrainingConfig
@@ -88,7 +88,7 @@ def in_step(trainer, step, numbers=(signal.SIGKILL,)):
 
 def rank_in_step(trainer, rank, step, numbers=(signal.SIGKILL,)):
     """The same to one of several processes, unless they have been started again already."""
-    if trainer.place.rank == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if trainer.worker.rank == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         in_step(trainer, step, numbers)
 
 
@@ -128,8 +128,8 @@ FAULTS = {f.__name__: f for f in (in_step, rank_in_step, at_file_event, in_half_
 
 def run(folder, fault=None, until=None, device="cpu", **options):
     """Train in this process, from the newest checkpoint on."""
-    with joined(device) as place:
-        trained = trainer(folder, place=place, **options)
+    with process_group(device) as worker:
+        trained = trainer(folder, worker=worker, **options)
         trained.resume()
         if fault:
             name, settings = fault
@@ -147,7 +147,7 @@ def run_all(runs, output, environment):
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     os.environ.update({name: str(value) for name, value in environment.items()})
-    with joined("cpu"):
+    with process_group("cpu"):
         for options in runs:
             run(**options)
 

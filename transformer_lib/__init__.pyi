@@ -22,6 +22,9 @@ from . import (
     devices as devices,
 )
 from . import (
+    distributed as distributed,
+)
+from . import (
     generation as generation,
 )
 from . import (

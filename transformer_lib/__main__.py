@@ -235,7 +235,7 @@ def parallel_lines(source: str, target: str) -> tuple[list, list]:
 def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from .devices import joined
+    from .distributed import process_group
     from .models import Transformer
     from .trainer import Trainer, tensorboard_log
     from .recipes import check_export_folder, export_model
@@ -248,7 +248,7 @@ def _train(options: argparse.Namespace) -> None:
     folder = Path(options.folder or f"runs/{name}")
     check_export_folder(folder / "export")
     _use_machine(options)
-    with joined(options.device) as place:
+    with process_group(options.device) as worker:
         tokenizer, data, validation = recipe.batches()
         torch.manual_seed(recipe.training.seed)
         board = tensorboard_log(folder / "tensorboard") if options.tensorboard else None
@@ -266,14 +266,14 @@ def _train(options: argparse.Namespace) -> None:
             recipe.training,
             validation=validation,
             folder=folder,
-            place=place,
+            worker=worker,
             sharding=options.sharding,
             log=log,
         )
-        if trainer.resume() and place.is_first:
+        if trainer.resume() and worker.is_first:
             tqdm.write(f"resuming after step {trainer.step}, from {folder}")
         trainer.fit()
-        if place.is_first:
+        if worker.is_first:
             export = export_model(trainer, tokenizer, folder / "export")
             tqdm.write(f"exported to {export}")
             pairs = recipe.pairs("val")[:3]
