@@ -41,15 +41,15 @@ def test_require_shapes_accepts_what_fits():
     [
         (
             {"key": (torch.zeros(B, H, S, K + 1), "... S K")},
-            "attend: key must have shape (..., S, K) with ... = (2, 3), K = 11, got (2, 3, 7, 12)",
+            "attend: key must have shape (..., S, K) with K = 11, got (2, 3, 7, 12)",
         ),
         (
             {"key": (torch.zeros(B, S, K), "... S K")},
-            "attend: key must have shape (..., S, K) with ... = (2, 3), K = 11, got (2, 7, 11)",
+            "attend: key must have shape (..., S, K) with ... = (2, 3), got (2, 7, 11)",
         ),
         (
             {"value": (torch.zeros(B, H, S + 1, V), "... S V")},
-            "attend: value must have shape (..., S, V) with ... = (2, 3), S = 7, got (2, 3, 8, 13)",
+            "attend: value must have shape (..., S, V) with S = 7, got (2, 3, 8, 13)",
         ),
         (
             {"value": (torch.zeros(V), "... S V")},
@@ -78,7 +78,7 @@ def test_require_shapes_holds_a_fixed_size():
     message = refused(
         require_shapes, "f", x=(torch.zeros(3, 8), "B D=8"), y=(torch.zeros(3, 9), "B D")
     )
-    assert message == "f: y must have shape (B, D) with B = 3, D = 8, got (3, 9)"
+    assert message == "f: y must have shape (B, D) with D = 8, got (3, 9)"
 
 
 def test_require_shapes_does_not_take_an_axis_of_size_one_for_another():
@@ -137,7 +137,7 @@ def test_require_indices_refuses_what_lies_outside(bad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int8])
 def test_require_indices_refuses_other_types(dtype):
     message = refused(require_indices, "f", 10, tokens=torch.zeros(3, dtype=dtype))
-    assert message == f"f: tokens must be int32 or int64, got {dtype}"
+    assert message == f"f: tokens must be int32 or int64 of shape (...), got {dtype} of shape (3,)"
 
 
 @pytest.mark.plain

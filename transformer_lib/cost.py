@@ -10,6 +10,7 @@ __all__ = ['Cost', 'cost', 'decoder_only_cost']
 from dataclasses import dataclass
 
 from .models import TransformerConfig
+from .shapes import require_integers
 
 # %% ../chapters/2_transformer/3_cost.ipynb #fac4c864
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,12 +83,6 @@ def _account(
         weight_bytes=parameters * bytes_per_number,
     )
 
-
-def _refuse_negative(function: str, *sizes: int) -> None:
-    if min(sizes) < 0:
-        got = ", ".join(map(str, sizes))
-        raise ValueError(f"{function}: sizes and bytes must not be negative, got {got}")
-
 # %% ../chapters/2_transformer/3_cost.ipynb #bf9b4dd3
 def cost(
     config: TransformerConfig, *,
@@ -102,7 +97,8 @@ def cost(
         bytes_per_number: 4 for float32, 2 for half precision; for weights and cache.
     """
     S, T = source_len, target_len
-    _refuse_negative("cost", batch_size, S, T, bytes_per_number)
+    sizes = {"batch_size": batch_size, "source_len": S, "target_len": T}
+    require_integers("cost", "[0, inf)", **sizes, bytes_per_number=bytes_per_number)
     attention, feed_forward, norm, *_ = _parts(config)
     n_encoder, n_decoder = config.n_encoder_layers, config.n_decoder_layers
     parameters = (
@@ -128,7 +124,8 @@ def decoder_only_cost(
         batch_size, length: B and T of one batch, padding included.
         bytes_per_number: as in `cost`.
     """
-    _refuse_negative("decoder_only_cost", batch_size, length, bytes_per_number)
+    sizes = {"batch_size": batch_size, "length": length, "bytes_per_number": bytes_per_number}
+    require_integers("decoder_only_cost", "[0, inf)", **sizes)
     attention, feed_forward, norm, *_ = _parts(config)
     n_layers, T = config.n_decoder_layers, length
     parameters = n_layers * (attention + feed_forward + 2 * norm) + _ends(config, n_stacks=1)

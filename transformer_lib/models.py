@@ -8,8 +8,8 @@ __all__ = ['TransformerConfig', 'Transformer', 'DecoderOnly']
 
 # %% ../chapters/2_transformer/2_models.ipynb #0c9dacde
 import math
-from dataclasses import dataclass, fields
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,33 +26,18 @@ from transformer_lib.layers import (
     _torch_options,
 )
 from .multihead import KVCache
+from transformer_lib.shapes import (
+    require_choice,
+    require_dtype,
+    require_indices,
+    require_integers,
+    require_range,
+    require_types,
+)
 
 # %% ../chapters/2_transformer/2_models.ipynb #28318170
+_MASK_AXES = "#B #H #T S"  # as padding_mask gives it; (B, S) would look like (T, S) where B = T
 _Mask = Bool[Tensor, "..."] | None
-
-
-def _check_types(config: Any) -> None:
-    """Refuse a field of another type than declared: the text "false" would count as true."""
-    for field in fields(config):
-        value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
-        allowed = (*kinds, int) if float in kinds else kinds
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(
-                f"{type(config).__name__}: {field.name} must be of type {names}, "
-                f"got {value!r} of type {type(value).__name__}"
-            )
-
-
-def _check_mask(name: str, mask: _Mask) -> None:
-    """Refuse what could be taken for another mask: (B, S) looks like (T, S) where B = T."""
-    if mask is not None and (mask.dtype != torch.bool or mask.dim() != 4):
-        raise ValueError(
-            f"Transformer: {name} must be boolean of shape (#B, #H, #T, S), as padding_mask "
-            f"gives it, got {tuple(mask.shape)} of {mask.dtype}"
-        )
-
-
 _TABLES = {"sinusoidal": _positions.SinusoidalPositions, "learned": _positions.LearnedPositions}
 _SCHEMES = {
     "rotary": lambda config, both: _positions.RotaryPositions(config.d_head),
@@ -108,15 +93,14 @@ class TransformerConfig:
                 got = getattr(self, name)
                 raise ValueError(f"TransformerConfig: {name} must be {must}, got {got!r}")
 
+        own = "TransformerConfig"
         for name in ("vocab_size", "d_model", "n_heads", "d_ff", "max_len", *_DEPTHS):
-            size = getattr(self, name)
-            whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-            require(name, whole, "an integer of at least 1")
-        _check_types(self)
-        for name in ("dropout", "attention_dropout"):
-            require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+            require_integers(own, "[1, inf)", **{name: getattr(self, name)})
+        require_types(self)
+        rates = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
+        require_range(own, "[0, 1)", **rates)
         for name, choices in _CHOICES.items():
-            require(name, getattr(self, name) in choices, f"one of {choices}")
+            require_choice(own, choices, **{name: getattr(self, name)})
         whole = self.d_model % self.n_heads == 0
         require("d_model", whole, f"a multiple of n_heads = {self.n_heads}")
         shared = self.kv_heads >= 1 and self.n_heads % self.kv_heads == 0
@@ -197,16 +181,7 @@ class _TokenModel(nn.Module):
         self, name: str, tokens: Tensor, first: int = 0, places: Tensor | None = None
     ) -> Tensor:
         """Look up scale * E[token] (Section 3.4) and add its position (Section 3.5)."""
-        model = type(self).__name__
-        if tokens.dim() != 2 or tokens.dtype not in (torch.int32, torch.int64):
-            got = f"{tuple(tokens.shape)} of {tokens.dtype}"
-            raise ValueError(f"{model}: {name} must be (B, length) int32 or int64, got {got}")
-        readable = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and tokens.numel():  # an accelerator would have to be waited for
-            low, high = (int(token) for token in tokens.aminmax())
-            if low < 0 or high >= self.config.vocab_size:
-                must = f"lie in 0 to vocab_size - 1 = {self.config.vocab_size - 1}"
-                raise ValueError(f"{model}: {name} tokens must {must}, got {low} to {high}")
+        require_indices(type(self).__name__, self.config.vocab_size, "B length", **{name: tokens})
         x = self.embedding(tokens) * self.scale  # (B, length, D)
         if self.positions is not None:
             x = self.positions(x, first) if places is None else self.positions.at(x, places)
@@ -245,7 +220,7 @@ class Transformer(_TokenModel):
         self, source: Int[Tensor, "B S"], source_mask: _Mask = None
     ) -> Float[Tensor, "B S D"]:
         """Read the source into one vector per token."""
-        _check_mask("source_mask", source_mask)
+        require_dtype("Transformer", "boolean", _MASK_AXES, source_mask=source_mask)
         x = self._embed("source", source)
         for layer in self.encoder:
             x = layer(x, source_mask)
@@ -269,8 +244,8 @@ class Transformer(_TokenModel):
         if cache is not None and len(cache) != n_layers:
             must = f"cache must have one entry for each of {n_layers} layers"
             raise ValueError(f"Transformer.decode: {must}, got {len(cache)}")
-        _check_mask("memory_mask", memory_mask)
-        _check_mask("target_mask", target_mask)
+        masks = {"memory_mask": memory_mask, "target_mask": target_mask}
+        require_dtype("Transformer", "boolean", _MASK_AXES, **masks)
         x = self._embed("target", target, cache[0].self_attention.length if cache else 0)
         for i, layer in enumerate(self.decoder):
             past = cache[i] if cache else None
@@ -313,8 +288,7 @@ class Transformer(_TokenModel):
         require(alike, "layers must be alike, and both stacks or neither end in a norm", told)
         width, given = told[0]["d_model"], embedding.embedding_dim
         require(given == width, f"embedding must have width d_model = {width}", given)
-        known = (*_TABLES, "none")
-        require(positions in known, f"positions must be one of {known}", repr(positions))
+        require_choice("Transformer.from_torch", (*_TABLES, "none"), positions=positions)
         depths = {name: len(stack.layers) for name, stack in zip(_DEPTHS, stacks, strict=True)}
         sizes: dict[str, Any] = depths | {
             "vocab_size": embedding.num_embeddings,

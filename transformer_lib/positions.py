@@ -19,16 +19,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .multihead import PositionScheme
+from .shapes import require_indices, require_integers, require_range, require_shapes
 
 # %% ../chapters/1_attention/6_positions.ipynb #baa1b0af
 def _rates(
     function: str, width_name: str, width: int, base: float, device: torch.device | None = None
 ) -> Float[Tensor, "half"]:
     """Say how many radians each of width/2 clocks turns per position: base**(-2i/width)."""
+    require_range(function, "(0, inf)", base=base)
     if width % 2 or width < 2:
         raise ValueError(f"{function}: {width_name} must be positive and even, got {width}")
-    if not base > 0:
-        raise ValueError(f"{function}: base must be positive, got {base}")
     return base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
 
 # %% ../chapters/1_attention/6_positions.ipynb #4a48bb67
@@ -45,10 +45,7 @@ def sinusoidal_positions(
             is negative or base not positive.
     """
     rates = _rates("sinusoidal_positions", "d_model", d_model, base)  # (D/2,)
-    if n_positions < 0:
-        raise ValueError(
-            f"sinusoidal_positions: n_positions must not be negative, got {n_positions}"
-        )
+    require_integers("sinusoidal_positions", "[0, inf)", n_positions=n_positions)
     angle = torch.outer(torch.arange(n_positions, dtype=torch.float64), rates)  # radians
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # sin, cos, sin, ...
 
@@ -84,10 +81,7 @@ class _PositionTable(nn.Module):
     def forward(self, x: Float[Tensor, "*B T D"], first: int = 0) -> Float[Tensor, "*B T D"]:
         """Mark x as standing at positions first, first + 1, ...; past max_len is a ValueError."""
         name, (max_len, d_model) = type(self).__name__, self.table.shape
-        if x.dim() < 2 or x.shape[-1] != d_model:
-            raise ValueError(
-                f"{name}: x must have shape (..., T, d_model = {d_model}), got {tuple(x.shape)}"
-            )
+        require_shapes(name, x=(x, f"... T D={d_model}"))
         end = first + x.shape[-2]
         if first < 0 or end > max_len:
             raise ValueError(
@@ -98,13 +92,7 @@ class _PositionTable(nn.Module):
 
     def at(self, x: Float[Tensor, "B T D"], places: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
         """Mark x as standing at places of its own, row by row."""
-        name, max_len = type(self).__name__, len(self.table)
-        readable = places.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and places.numel():  # an accelerator would have to be waited for
-            low, high = (int(place) for place in places.aminmax())
-            if low < 0 or high >= max_len:
-                must = f"positions must lie between 0 and max_len - 1 = {max_len - 1}"
-                raise ValueError(f"{name}: {must}, got {low} to {high}")
+        require_indices(type(self).__name__, len(self.table), positions=places)
         return x + self.table[places].to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -140,10 +128,7 @@ class LearnedPositions(_PositionTable):
 
     def __init__(self, max_len: int, d_model: int) -> None:
         super().__init__()
-        if max_len < 1 or d_model < 1:
-            raise ValueError(
-                f"LearnedPositions: max_len and d_model must be positive, got {max_len}, {d_model}"
-            )
+        require_integers("LearnedPositions", "[1, inf)", max_len=max_len, d_model=d_model)
         self.table = nn.Parameter(torch.randn(max_len, d_model) * 0.02)
 
 # %% ../chapters/1_attention/6_positions.ipynb #d7044813
@@ -186,11 +171,7 @@ class RotaryPositions(PositionScheme):
 
     def rotate(self, x: Float[Tensor, "B H T K"], first: int = 0) -> Float[Tensor, "B H T K"]:
         """Turn x as standing at positions first, first + 1, ..."""
-        if x.dim() < 2 or x.shape[-1] != self.d_head:
-            raise ValueError(
-                f"RotaryPositions: x must have shape (..., T, d_head = {self.d_head}), "
-                f"got {tuple(x.shape)}"
-            )
+        require_shapes("RotaryPositions", x=(x, f"... T K={self.d_head}"))
         if first < 0:
             raise ValueError(f"RotaryPositions: positions must not be negative, got first={first}")
         end = n_positions = first + x.shape[-2]
@@ -215,8 +196,7 @@ class _Scaling:
     factor: float
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1:
-            raise ValueError(f"{type(self).__name__}: factor must be at least 1, got {self.factor}")
+        require_range(type(self).__name__, "[1, inf)", factor=self.factor)
 
 
 class LinearScaling(_Scaling):
@@ -299,8 +279,7 @@ class AlibiBias(_Formula, PositionScheme):
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
-        if n_heads < 1:
-            raise ValueError(f"AlibiBias: n_heads must be at least 1, got {n_heads}")
+        require_integers("AlibiBias", "[1, inf)", n_heads=n_heads)
         self._n_heads = n_heads
         self.register_buffer("slopes", self._values(), persistent=False)
 

@@ -8,24 +8,12 @@ __all__ = ['dot_score', 'scaled_dot_score', 'BilinearScore', 'AdditiveScore']
 
 # %% ../chapters/1_attention/1_scores.ipynb #b6f9e4e3
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-# %% ../chapters/1_attention/1_scores.ipynb #f110990e
-def _check(name: str, query: Tensor, key: Tensor, widths: Sequence[int] | None = None) -> None:
-    """Refuse shapes that a matrix product would refuse less clearly, or broadcast in silence."""
-    if min(query.dim(), key.dim()) < 2 or query.shape[:-2] != key.shape[:-2]:
-        raise ValueError(
-            f"{name}: query (..., T, width) and key (..., S, width) must share their leading axes, "
-            f"got {tuple(query.shape)} and {tuple(key.shape)}"
-        )
-    d_query, d_key = (query.shape[-1], query.shape[-1]) if widths is None else widths
-    for role, given, width in (("query", query, d_query), ("key", key, d_key)):
-        if given.shape[-1] != width:
-            raise ValueError(f"{name}: {role} must have width {width}, got {given.shape[-1]}")
+from .shapes import require_integers, require_shapes
 
 # %% ../chapters/1_attention/1_scores.ipynb #a3ee6c64
 def dot_score(
@@ -38,7 +26,7 @@ def dot_score(
     Raises:
         ValueError: if the widths or the leading axes of query and key differ.
     """
-    _check("dot_score", query, key)
+    require_shapes("dot_score", query=(query, "... T K"), key=(key, "... S K"))
     return query @ key.mT  # (*batch, T, S)
 
 # %% ../chapters/1_attention/1_scores.ipynb #6db357ae
@@ -58,7 +46,7 @@ def scaled_dot_score(
     Raises:
         ValueError: if the widths or the leading axes of query and key differ.
     """
-    _check("scaled_dot_score", query, key)
+    require_shapes("scaled_dot_score", query=(query, "... T K"), key=(key, "... S K"))
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
     return (query * scale) @ key.mT  # (*batch, T, S)
 
@@ -72,8 +60,7 @@ class BilinearScore(nn.Module):
 
     def __init__(self, d_query: int, d_key: int):
         super().__init__()
-        if min(d_query, d_key) < 1:
-            raise ValueError(f"BilinearScore: widths must be at least 1, got {d_query} and {d_key}")
+        require_integers("BilinearScore", "[1, inf)", d_query=d_query, d_key=d_key)
         self.weight = nn.Parameter(torch.empty(d_query, d_key))
         nn.init.normal_(self.weight, std=1 / math.sqrt(d_query * d_key))
 
@@ -83,7 +70,9 @@ class BilinearScore(nn.Module):
     def forward(
         self, query: Float[Tensor, "*batch T Kq"], key: Float[Tensor, "*batch S Kk"]
     ) -> Float[Tensor, "*batch T S"]:
-        _check("BilinearScore", query, key, tuple(self.weight.shape))
+        d_query, d_key = self.weight.shape
+        axes = f"... T Kq={d_query}", f"... S Kk={d_key}"
+        require_shapes("BilinearScore", query=(query, axes[0]), key=(key, axes[1]))
         return query @ self.weight @ key.mT  # (*batch, T, S)
 
 # %% ../chapters/1_attention/1_scores.ipynb #b7d9d12d
@@ -96,10 +85,8 @@ class AdditiveScore(nn.Module):
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int):
         super().__init__()
-        if min(d_query, d_key, d_hidden) < 1:
-            raise ValueError(
-                f"AdditiveScore: widths must be at least 1, got {d_query}, {d_key} and {d_hidden}"
-            )
+        widths = {"d_query": d_query, "d_key": d_key, "d_hidden": d_hidden}
+        require_integers("AdditiveScore", "[1, inf)", **widths)
         self.from_query = nn.Linear(d_query, d_hidden, bias=False)  # W
         self.from_key = nn.Linear(d_key, d_hidden)  # U and b
         self.to_score = nn.Linear(d_hidden, 1, bias=False)  # v
@@ -107,8 +94,8 @@ class AdditiveScore(nn.Module):
     def forward(
         self, query: Float[Tensor, "*batch T Kq"], key: Float[Tensor, "*batch S Kk"]
     ) -> Float[Tensor, "*batch T S"]:
-        widths = (self.from_query.in_features, self.from_key.in_features)
-        _check("AdditiveScore", query, key, widths)
+        axes = f"... T Kq={self.from_query.in_features}", f"... S Kk={self.from_key.in_features}"
+        require_shapes("AdditiveScore", query=(query, axes[0]), key=(key, axes[1]))
         asked = self.from_query(query)  # (*batch, T, A)
         offered = self.from_key(key)  # (*batch, S, A)
         pairs = asked.unsqueeze(-2) + offered.unsqueeze(-3)  # (*batch, T, S, A)

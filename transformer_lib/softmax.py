@@ -14,13 +14,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transformer_lib.shapes import (
+    require_dtype,
+    require_integers,
+    require_range,
+    require_shapes,
+)
+
 # %% ../chapters/1_attention/2_softmax.ipynb #76989462
 def _check(name: str, scores: Tensor, dim: int) -> None:
-    if not scores.is_floating_point():
-        raise ValueError(f"{name}: scores must be a floating-point tensor, got {scores.dtype}")
-    if not -scores.dim() <= dim < scores.dim():
-        axes = scores.dim()
-        raise ValueError(f"{name}: dim must be an axis of the scores, got {dim} and {axes} axes")
+    require_dtype(name, "floating-point", scores=scores)
+    require_integers(name, f"[{-scores.dim()}, {scores.dim()})", dim=dim)
 
 # %% ../chapters/1_attention/2_softmax.ipynb #742fa24f
 def softmax(
@@ -39,8 +43,7 @@ def softmax(
             one of their axes.
     """
     _check("softmax", scores, dim)
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"softmax: temperature must be above 0 and finite, got {temperature}")
+    require_range("softmax", "(0, inf)", temperature=temperature)
     if temperature == 1 or scores.numel() == 0:
         return scores.softmax(dim)
     below_best = scores - scores.detach().amax(dim, keepdim=True)  # at most 0, divided or not
@@ -87,10 +90,7 @@ def masked_softmax(
     """
     _check("masked_softmax", scores, dim)
     if mask is not None:
-        if mask.dtype != torch.bool:
-            raise ValueError(
-                f"masked_softmax: mask must be boolean, True = may attend, got {mask.dtype}"
-            )
+        require_dtype("masked_softmax", "boolean", mask=mask)
         m, n = mask.shape, scores.shape
         if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):
             raise ValueError(
@@ -127,11 +127,7 @@ def online_softmax(
         if maximum is None:
             maximum = scores.new_full((*scores.shape[:-1], 1), -math.inf)
             total = torch.zeros_like(maximum)
-        if scores.shape[:-1] != maximum.shape[:-1]:
-            raise ValueError(
-                "online_softmax: blocks must share their leading axes, "
-                f"got {tuple(maximum.shape[:-1])} and {tuple(scores.shape[:-1])}"
-            )
+        require_shapes("online_softmax", maximum=(maximum, "... one"), block=(scores, "... S"))
         if scores.shape[-1] == 0:
             continue
         higher = torch.maximum(maximum, scores.detach().amax(-1, keepdim=True))

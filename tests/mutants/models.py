@@ -76,10 +76,10 @@ MUTANTS = [
     ),
     (
         "tokens may equal vocab_size",
-        "high >= self.config.vocab_size",
-        "high > self.config.vocab_size",
+        'self.config.vocab_size, "B length"',
+        'self.config.vocab_size + 1, "B length"',
     ),
-    ("negative tokens are let through", "if low < 0 or high", "if high"),
+    ("negative tokens are let through", "**{name: tokens}", "**{name: tokens.clamp_min(0)}"),
     ("from_torch keeps its own epsilon", "mine.eps = stack.norm.eps", "pass"),
     (
         "from_torch leaves the final norms as they were born",
@@ -98,7 +98,11 @@ MUTANTS = [
         "def base(cls, vocab_size: int = 37_000",
         "def base(cls, vocab_size: int = 32_000",
     ),
-    ("dropout 1.0 is accepted", "0 <= getattr(self, name) < 1", "0 <= getattr(self, name) <= 1"),
+    (
+        "dropout 1.0 is accepted",
+        'require_range(own, "[0, 1)", **rates)',
+        'require_range(own, "[0, 1]", **rates)',
+    ),
     # without an encoder
     (
         "a writer's relative buckets look both ways",
@@ -174,7 +178,11 @@ MUTANTS = [
         "min(1.0, 4 / math.sqrt(config.d_model))",
         "1.0",
     ),
-    ("options of any type", "        _check_types(self)\n", ""),
-    ("a mask of two dimensions", "or mask.dim() != 4)", ")"),
+    ("options of any type", "        require_types(self)\n", ""),
+    (
+        "a mask of two dimensions",
+        'require_dtype("Transformer", "boolean", _MASK_AXES, source_mask=source_mask)',
+        'require_dtype("Transformer", "boolean", "...", source_mask=source_mask)',
+    ),
     ("padding may part the tokens of a prompt", "if readable and self._splits(mask):", "if False:"),
 ]

@@ -48,8 +48,8 @@ MUTANTS = [
     ),
     (
         "tables: a wrong width is broadcast",
-        "if x.dim() < 2 or x.shape[-1] != d_model:",
-        "if x.dim() < 2:",
+        'require_shapes(name, x=(x, f"... T D={d_model}"))',
+        'require_shapes(name, x=(x, "... T D"))',
     ),
     (
         "tables: the input is changed in place",
@@ -143,8 +143,8 @@ MUTANTS = [
     ),
     (
         "scaling: factors below 1 accepted",
-        "if not self.factor >= 1:",
-        "if False:",
+        'require_range(type(self).__name__, "[1, inf)"',
+        'require_range(type(self).__name__, "(0, inf)"',
     ),
     (
         "YaRN: fast and slow exchanged in effect",
@@ -251,8 +251,16 @@ MUTANTS = [
         "return x + self.table[places].to(x.dtype)",
         "return x + self.table[places[:1]].to(x.dtype)",
     ),
-    ("a place beyond the table", "if low < 0 or high >= max_len:", "if low < 0 or high > max_len:"),
-    ("a place before the table", "if low < 0 or high >= max_len:", "if high >= max_len:"),
+    (
+        "a place beyond the table",
+        "require_indices(type(self).__name__, len(self.table), positions",
+        "require_indices(type(self).__name__, len(self.table) + 1, positions",
+    ),
+    (
+        "a place before the table",
+        "        require_indices(type(self).__name__, len(self.table), positions=places)\n",
+        "        require_indices(type(self).__name__, len(self.table), positions=places.abs())\n",
+    ),
     ("places change the type", "self.table[places].to(x.dtype)", "self.table[places]"),
     (
         "new memory keeps what it holds",

@@ -93,28 +93,28 @@ MUTANTS = [
     ),
     (
         "leading axes broadcast in silence",
-        "if min(query.dim(), key.dim()) < 2 or query.shape[:-2] != key.shape[:-2]:",
-        "if min(query.dim(), key.dim()) < 2:",
+        'require_shapes("dot_score", query=(query, "... T K"), key=(key, "... S K"))',
+        'require_shapes("dot_score", query=(query, "... T K"), key=(key[None], "B ... S K"))',
     ),
     (
         "a single vector let through",
-        "if min(query.dim(), key.dim()) < 2 or query.shape[:-2] != key.shape[:-2]:",
-        "if query.shape[:-2] != key.shape[:-2]:",
+        'require_shapes("dot_score", query=(query, "... T K"), key=(key, "... S K"))',
+        'require_shapes("dot_score", query=(query, "... K"), key=(key, "... K"))',
     ),
     (
         "only the key's width checked",
-        'for role, given, width in (("query", query, d_query), ("key", key, d_key)):',
-        'for role, given, width in (("key", key, d_key),):',
+        'axes = f"... T Kq={d_query}", f"... S Kk={d_key}"',
+        'axes = "... T Kq", f"... S Kk={d_key}"',
     ),
     (
         "message names the wrong number",
-        'must have width {width}, got {given.shape[-1]}")',
-        'must have width {given.shape[-1]}, got {width}")',
+        'axes = f"... T Kq={d_query}", f"... S Kk={d_key}"',
+        'axes = f"... T Kq={d_key}", f"... S Kk={d_query}"',
     ),
     (
         "hidden width 0 accepted",
-        "if min(d_query, d_key, d_hidden) < 1:",
-        "if min(d_query, d_key) < 1:",
+        'require_integers("AdditiveScore", "[1, inf)", **widths)',
+        'require_integers("AdditiveScore", "[0, inf)", **widths)',
     ),
     (
         "bilinear matrix transposed where the widths are equal",

@@ -33,13 +33,13 @@ MUTANTS = [
     ),
     (
         "temperature 0 accepted",
-        "if not 0 < temperature < math.inf:",
-        "if not 0 <= temperature < math.inf:",
+        'require_range("softmax", "(0, inf)", temperature',
+        'require_range("softmax", "[0, inf)", temperature',
     ),
     (
         "NaN temperature accepted",
-        "if not 0 < temperature < math.inf:",
-        "if temperature <= 0 or temperature == math.inf:",
+        '    require_range("softmax", "(0, inf)", temperature=temperature)\n',
+        '    require_range("softmax", "(0, inf)", temperature=max(1e-9, temperature))\n',
     ),
     (
         "mask inverted",
@@ -111,11 +111,7 @@ MUTANTS = [
         "generate_vmap_rule = True",
         "generate_vmap_rule = False",
     ),
-    (
-        "float masks accepted",
-        "if mask.dtype != torch.bool:",
-        "if mask.dtype.is_complex:",
-    ),
+    ("float masks accepted", 'require_dtype("masked_softmax", "boolean", mask=mask)', "pass"),
     (
         "masks that enlarge the scores accepted",
         "if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):",
@@ -133,8 +129,8 @@ MUTANTS = [
     ),
     (
         "dim off by one",
-        "if not -scores.dim() <= dim < scores.dim():",
-        "if not -scores.dim() <= dim <= scores.dim():",
+        'f"[{-scores.dim()}, {scores.dim()})"',
+        'f"[{-scores.dim()}, {scores.dim()}]"',
     ),
     (
         "old total not rescaled",
@@ -178,8 +174,8 @@ MUTANTS = [
     ),
     (
         "blocks of other shapes broadcast in silence",
-        "if scores.shape[:-1] != maximum.shape[:-1]:",
-        "if scores.dim() != maximum.dim():",
+        'maximum=(maximum, "... one"), block=(scores, "... S")',
+        'maximum=(maximum, "... one")',
     ),
     (
         "no blocks give None",
