@@ -28,14 +28,14 @@ from transformer_lib.checkpoints import (
     append_record,
     average_checkpoints,
     checkpoints,
-    forget_records,
+    latest_valid,
     library_versions,
     load_checkpoint,
     locked_folder,
-    newest_good,
     prune,
     read_records,
     save_checkpoint,
+    truncate_log,
     write_atomically,
 )
 from transformer_lib.models import Transformer, TransformerConfig
@@ -214,7 +214,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.serialization, "_load", refuse)
     load_checkpoint(path)
     average_checkpoints([path])
-    assert newest_good(tmp_path) == path
+    assert latest_valid(tmp_path) == path
 
 
 def test_versions_name_what_wrote_a_file():
@@ -263,7 +263,7 @@ def test_load_checkpoint_hashes_large_files_to_the_last_byte(tmp_path, size, at)
     with pytest.raises(CheckpointError, match="model.safetensors.* other bytes than its hash"):
         load_checkpoint(path)
     with pytest.warns(UserWarning, match="other bytes"):
-        assert newest_good(tmp_path) is None
+        assert latest_valid(tmp_path) is None
 
 
 @given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
@@ -365,11 +365,11 @@ def test_checkpoints_are_listed_by_their_step_and_strangers_left_out(tmp_path):
 def test_the_newest_good_one_is_found_with_a_warning_for_each_that_is_not(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
-    assert newest_good(tmp_path) == tmp_path / "step-00000004"
+    assert latest_valid(tmp_path) == tmp_path / "step-00000004"
     flip(tmp_path / "step-00000004" / "optimizer.safetensors", -1)
     (tmp_path / "step-00000003" / "model.safetensors").unlink()
     with pytest.warns(UserWarning) as caught:
-        assert newest_good(str(tmp_path)) == tmp_path / "step-00000002"
+        assert latest_valid(str(tmp_path)) == tmp_path / "step-00000002"
     texts = [str(warning.message) for warning in caught]
     assert len(texts) == 2 and all("the one before it is tried" in text for text in texts)
     assert "step-00000004/optimizer.safetensors" in texts[0]
@@ -377,11 +377,11 @@ def test_the_newest_good_one_is_found_with_a_warning_for_each_that_is_not(tmp_pa
 
 
 def test_where_none_is_good_there_is_none(tmp_path):
-    assert newest_good(tmp_path) is None and newest_good(tmp_path / "nowhere") is None
+    assert latest_valid(tmp_path) is None and latest_valid(tmp_path / "nowhere") is None
     for step in (1, 2):
         flip(save(tmp_path, step) / "checkpoint.json", 3)
     with pytest.warns(UserWarning) as caught:
-        assert newest_good(tmp_path) is None
+        assert latest_valid(tmp_path) is None
     assert len(caught) == 2
 
 
@@ -678,7 +678,7 @@ for step in (3, 2):
         shutil.copytree(place / "base", place / "copy")
         child = forked(lambda: save_and_die(step, moment))
         died = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        found = value(newest_good(place / "copy"))
+        found = value(latest_valid(place / "copy"))
         save_checkpoint(place / "copy", 4, weights(4), {"value": 4})
         left = sorted(path.name for path in (place / "copy").iterdir())
         print(json.dumps([step, died, found, left]), flush=True)
@@ -720,7 +720,7 @@ for _ in range(40):
     time.sleep(chance.uniform(0, 4 * seconds))
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    found = newest_good(place)
+    found = latest_valid(place)
     assert value(found) >= best and found.name == f"step-{int(value(found)):08d}"
     best = int(value(found))
 save_checkpoint(place, best + 1, weights(best + 1), {"value": best + 1})
@@ -773,7 +773,7 @@ save_checkpoint(place, 1, weights(1), {"value": 1})
 for limit in (0, 10, 1000, 4000):
     os.waitpid(forked(lambda: limited(limit)), 0)
     assert [path.name for path in place.iterdir()] == ["step-00000001"]
-    assert value(newest_good(place)) == 1
+    assert value(latest_valid(place)) == 1
 """
 
 
@@ -812,11 +812,11 @@ def test_a_full_disk_leaves_the_last_good_one_and_no_draft(tmp_path):
                 save_checkpoint(tmp_path, step, large, {})
             assert f"step-{step:08d} must be writable" in str(caught.value)
             assert str(caught.value).endswith(f"the last good checkpoint, it is {second}")
-            assert newest_good(tmp_path) == second and not hidden(tmp_path)
+            assert latest_valid(tmp_path) == second and not hidden(tmp_path)
         prune(tmp_path, keep=[], newest=1)
         assert not first.exists()
         third = save_checkpoint(tmp_path, 3, large, {})
-        assert newest_good(tmp_path) == third
+        assert latest_valid(tmp_path) == third
 
 
 def test_where_nothing_is_good_a_failure_says_so(tmp_path):
@@ -945,15 +945,15 @@ def test_zeros_and_broken_characters_are_no_records(tmp_path):
 
 def test_records_of_steps_to_come_are_forgotten(tmp_path):
     log = tmp_path / "log.jsonl"
-    forget_records(log, after=3)
+    truncate_log(log, after=3)
     assert not log.exists()
     for entry in [{"config": 1}, *({"step": step, "x": "ä"} for step in range(1, 6))]:
         append_record(log, entry)
     with log.open("a") as file:
         file.write('{"step": 6, "lo')
-    forget_records(str(log), after=3)
+    truncate_log(str(log), after=3)
     assert read_records(log) == [{"config": 1}, *({"step": step, "x": "ä"} for step in (1, 2, 3))]
-    forget_records(log, after=0)
+    truncate_log(log, after=0)
     assert read_records(log) == [{"config": 1}] and not hidden(tmp_path)
 
 

@@ -5,7 +5,7 @@ whole files or none, each with its hash, and nothing that executes when it is re
 
 # %% auto #0
 __all__ = ['write_atomically', 'CheckpointError', 'library_versions', 'save_checkpoint', 'load_checkpoint', 'checkpoints',
-           'newest_good', 'prune', 'append_record', 'locked_folder', 'read_records', 'forget_records',
+           'latest_valid', 'prune', 'append_record', 'locked_folder', 'read_records', 'truncate_log',
            'average_checkpoints']
 
 # %% ../chapters/appendix/d_checkpoints.ipynb #a472f9c9
@@ -166,7 +166,7 @@ def save_checkpoint(
         _sweep(folder, r"step-\d+")
         write_atomically(path, lambda draft: _write(draft, step, tensors, state))
     except (OSError, SafetensorError) as error:
-        found = newest_good(folder)
+        found = latest_valid(folder)
         last = "there is none" if found is None else f"it is {found}"
         raise CheckpointError(
             f"save_checkpoint: {path} must be writable, got {error}; as for the last good "
@@ -250,7 +250,7 @@ def _verify(path: Path) -> None:
         _content(path / name, made)
 
 
-def newest_good(folder: str | Path) -> Path | None:
+def latest_valid(folder: str | Path) -> Path | None:
     """Find the newest checkpoint that is whole; warn of each newer one that is not."""
     for path in checkpoints(folder):
         try:
@@ -344,7 +344,7 @@ def read_records(log: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def forget_records(log: str | Path, after: int) -> None:
+def truncate_log(log: str | Path, after: int) -> None:
     """Take the records of steps that will be done again out of a log."""
     if Path(log).exists():
         kept = [record for record in read_records(log) if record.get("step", after) <= after]

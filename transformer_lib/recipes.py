@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from . import datasets as _datasets
 from transformer_lib.checkpoints import (
     CheckpointError,
+    latest_valid,
     library_versions,
     load_checkpoint,
-    newest_good,
     write_atomically,
 )
 from .models import Transformer, TransformerConfig
@@ -158,7 +158,7 @@ def export_model(trainer: Trainer, tokenizer: Tokenizer, folder: str | Path) -> 
             f"export_model: the tokenizer must have the model's {sizes[0]} tokens, got {sizes[1]}"
         )
     best = trainer.folder / f"step-{trainer.best_step:08d}"
-    source = best if best.exists() else newest_good(trainer.folder)
+    source = best if best.exists() else latest_valid(trainer.folder)
     if trainer.step == 0 or source is None:
         raise ValueError(f"{trainer.folder} holds no checkpoint of this trainer; call fit() first")
     tensors = load_checkpoint(source)[0]

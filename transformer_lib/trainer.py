@@ -31,12 +31,12 @@ from transformer_lib.checkpoints import (
     CheckpointError,
     append_record,
     checkpoints,
-    forget_records,
+    latest_valid,
     load_checkpoint,
     locked_folder,
-    newest_good,
     prune,
     save_checkpoint,
+    truncate_log,
 )
 from transformer_lib.devices import (
     PRECISIONS,
@@ -371,7 +371,7 @@ class Trainer:
                     "folder"
                 )
             if self.worker.is_first:
-                forget_records(self.folder / LOG, after=self.step)
+                truncate_log(self.folder / LOG, after=self.step)
         self._may_write = True
         if not self._tried:
             self._try()
@@ -493,7 +493,7 @@ class Trainer:
         self._n_skipped = 0 if math.isfinite(norm) else self._n_skipped + 1
         if self._n_skipped == _MOST_SKIPPED:
             self.optimizer.zero_grad()
-            found = None if self.folder is None else newest_good(self.folder)
+            found = None if self.folder is None else latest_valid(self.folder)
             raise NonFiniteLoss(
                 f"Trainer: fp16 gradients have overflowed in {_MOST_SKIPPED} consecutive steps, "
                 f"down to a loss scale of {self.scaler.get_scale():.3g}; use precision='bf16' or "
@@ -527,7 +527,7 @@ class Trainer:
     def _refuse_unless_finite(self, name: str, value: float, rate: float) -> None:
         if not math.isfinite(value):
             self.optimizer.zero_grad()
-            found = None if self.folder is None else newest_good(self.folder)
+            found = None if self.folder is None else latest_valid(self.folder)
             raise NonFiniteLoss(
                 f"Trainer: the {name} must be finite, got {value} at step {self.step + 1} with "
                 f"learning rate {rate:.3g}. Last valid checkpoint: {found}"
@@ -622,7 +622,7 @@ class Trainer:
             return self._resume(self.folder)
 
     def _resume(self, folder: Path) -> bool:
-        path = newest_good(folder)
+        path = latest_valid(folder)
         if path is None:
             if found := checkpoints(folder):
                 names = [str(p) for p in found]

@@ -33,9 +33,9 @@ from .attention import padding_mask
 from .beam_search import beam_search
 from transformer_lib.checkpoints import (
     CheckpointError,
+    latest_valid,
     library_versions,
     load_checkpoint,
-    newest_good,
     read_records,
     write_atomically,
 )
@@ -312,7 +312,7 @@ def _about(
     recipe: str, run: Path, translator: Translator, records: list[dict[str, Any]]
 ) -> dict[str, Any]:  # fmt: skip
     """Say how, where and when a model was trained, and how far it came."""
-    checkpoint = newest_good(run)
+    checkpoint = latest_valid(run)
     if checkpoint is None:
         raise CheckpointError(f"record_scores: {run} must hold a good checkpoint, got none")
     state = load_checkpoint(checkpoint)[1]
