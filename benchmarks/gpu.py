@@ -269,9 +269,6 @@ def cosine_to_a_tenth(step: int, warmup: int, n_steps: int) -> float:
     return height if step <= warmup else 0.1 + 0.9 * height
 
 
-SCHEDULES["cosine_to_a_tenth"] = cosine_to_a_tenth
-
-
 class FullBatches(BlockBatches):
     """BlockBatches without an epoch's last, smaller batch: a compiled model sees one shape."""
 
@@ -291,6 +288,7 @@ def nanogpt_config(vocab_size: int, dry: bool) -> TransformerConfig:
 
 def nanogpt_training(dry: bool) -> tuple[TrainingConfig, int]:
     """The optimizer and schedule of the same file, and its batch size."""
+    SCHEDULES["cosine_to_a_tenth"] = cosine_to_a_tenth
     n_steps, warmup, every, batch_size = (8, 2, 4, 4) if dry else (5000, 100, 250, 64)
     training = TrainingConfig(
         n_steps=n_steps, learning_rate=1e-3, schedule="cosine_to_a_tenth", warmup=warmup,

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformer_lib.UNKNOWN import __main__ as command
+from transformer_lib import __main__ as command
 
 from transformer_lib import translation
 from transformer_lib.attention import padding_mask

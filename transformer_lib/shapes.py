@@ -157,7 +157,7 @@ def require_dtype(function: str, kind: str, axes: str = "...", **inputs: Tensor 
 
 
 def require_indices(function: str, n: int, axes: str = "...", **inputs: Tensor) -> None:
-    """Check that tensors hold int32 or int64 indices from 0 to n - 1; axes as in require_dtype.
+    """Check that tensors hold int32 or int64 indices below n; axes as in require_dtype.
 
     The values are read on a CPU only, and not while a model is compiled: reading them on a GPU
     would wait for it.
