@@ -316,9 +316,7 @@ def test_dropout_is_off_and_every_module_gets_its_mode_back():
     assert beam_search(model, source, mask, max_len=6) == expected
     assert [module.training for module in model.modules()] == modes
     model.output.register_forward_hook(lambda module, args, out: out * math.nan)
-    with pytest.raises(
-        ValueError, match="beam_search: the model's logits must be numbers, got nan"
-    ):
+    with pytest.raises(ValueError, match="beam_search: the model's logits must not be NaN"):
         beam_search(model, source, mask, max_len=6)
     assert [module.training for module in model.modules()] == modes
 
@@ -332,7 +330,7 @@ def test_nan_in_one_row_at_a_late_step_is_refused_too():
         return out if len(calls) < 3 else out.index_fill(0, torch.tensor([1]), math.nan)
 
     model.output.register_forward_hook(spoil)
-    with pytest.raises(ValueError, match="must be numbers, got nan"):
+    with pytest.raises(ValueError, match="must not be NaN"):
         beam_search(model, torch.zeros(3, 2, dtype=torch.int64), max_len=6)
 
 
@@ -411,11 +409,11 @@ def test_the_table_of_positions_is_used_to_its_end_and_no_further():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"max_len": 0}, "max_len must be at least 1 and an integer, got 0"),
-        ({"begin": -1}, "begin must lie in 0 to vocab_size - 1 = 6, got -1"),
-        ({"begin": 7}, "begin must lie in 0 to vocab_size - 1 = 6, got 7"),
-        ({"end": 7}, "end must lie in 0 to vocab_size - 1 = 6, got 7"),
-        ({"end": -1}, "end must lie in 0 to vocab_size - 1 = 6, got -1"),
+        ({"max_len": 0}, "max_len must be an integer at least 1, got 0"),
+        ({"begin": -1}, "begin must be an integer in [0, 6], got -1"),
+        ({"begin": 7}, "begin must be an integer in [0, 6], got 7"),
+        ({"end": 7}, "end must be an integer in [0, 6], got 7"),
+        ({"end": -1}, "end must be an integer in [0, 6], got -1"),
     ],
 )
 def test_limits_and_tokens_are_checked(options, message):
@@ -430,32 +428,31 @@ def test_a_source_and_its_mask_are_checked():
     source = torch.zeros(2, 3, dtype=torch.int64)
     with refused("beam_search: source must be (B, S) int32 or int64, got (2, 3) of torch.float32"):
         beam_search(make(), source.float(), max_len=4)
-    must = "source_mask must be (2, 1, 1, 3) bool, as padding_mask gives it, got (2, 3) of"
+    must = "source_mask must be (2, 1, 1, 3) bool, as padding_mask returns it, got (2, 3) of"
     with refused(f"beam_search: {must} torch.bool"):
         beam_search(make(), source, source == 0, max_len=4)
-    with refused("beam_search: source tokens must lie in 0 to vocab_size - 1 = 6, got 0 to 7"):
+    with refused("beam_search: source must lie between 0 and 6, got 0 to 7"):
         beam_search(make(), torch.tensor([[0, 7]]), max_len=4)
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"beam": 0}, "beam must be at least 1 and an integer, got 0"),
+        ({"beam": 0}, "beam must be an integer at least 1, got 0"),
         (
             {"length_penalty": -0.1},
-            "length_penalty must be at least 0, and max_len**length_penalty "
-            "at most 1e304, got -0.1",
+            "length_penalty must be a number at least 0, got -0.1",
         ),
         (
             {"length_penalty": math.inf},
-            "length_penalty must be at least 0, and max_len**length_penalty at most 1e304, got inf",
+            "length_penalty must be a number at least 0, got inf",
         ),
         (
             {"length_penalty": math.nan},
-            "length_penalty must be at least 0, and max_len**length_penalty at most 1e304, got nan",
+            "length_penalty must be a number at least 0, got nan",
         ),
-        ({"patience": 0.0}, "patience must be above 0, got 0.0"),
-        ({"patience": math.nan}, "patience must be above 0, got nan"),
+        ({"patience": 0.0}, "patience must be a number above 0, got 0.0"),
+        ({"patience": math.nan}, "patience must be a number above 0, got nan"),
     ],
 )
 def test_the_options_of_a_beam_are_checked(options, message):

@@ -184,7 +184,7 @@ def test_a_text_that_is_too_long_is_named(random_translator, tokenizer):
 def test_one_text_instead_of_many_is_refused(random_translator):
     with pytest.raises(ValueError, match="Translator: texts must be a list of strings, got 'wer"):
         random_translator("wer schläft ?")
-    with pytest.raises(ValueError, match="beam must be at least 1 and an integer, got 0"):
+    with pytest.raises(ValueError, match="beam must be an integer at least 1, got 0"):
         random_translator(["wer schläft ?"], beam=0)
 
 

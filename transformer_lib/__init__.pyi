@@ -64,6 +64,9 @@ from . import (
     softmax as softmax,
 )
 from . import (
+    speculative as speculative,
+)
+from . import (
     testing as testing,
 )
 from . import (
@@ -144,7 +147,6 @@ from .positions import (
 )
 from .sampling import Sampler as Sampler
 from .sampling import sample as sample
-from .sampling import speculative as speculative
 from .scores import (
     AdditiveScore as AdditiveScore,
 )
@@ -159,6 +161,7 @@ from .scores import (
 )
 from .softmax import masked_softmax as masked_softmax
 from .softmax import online_softmax as online_softmax
+from .speculative import speculative_sample as speculative_sample
 from .testing import check_attention as check_attention
 from .testing import check_model as check_model
 from .tokenizer import (

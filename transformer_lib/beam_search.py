@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .generation import _check, _evaluation, _reader, _require, _require_whole
+from .generation import evaluation_copy, incremental_decoder, require_decodable
 from .models import DecoderOnly, Transformer
+from .shapes import require_integers, require_range
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #06a67ebd
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,21 +61,21 @@ def _extend(
     grown = (log_p[..., None] + step.unflatten(0, (B, W))).flatten(1)  # (B, W C)
     best, place = grown.topk(min(beam + W, W * C))  # (B, N)
     if best.isnan().any():
-        raise ValueError("beam_search: the model's logits must be numbers, got nan")
+        raise ValueError("beam_search: the model's logits must not be NaN")
     first = torch.arange(0, B * W, W, device=place.device)[:, None]
     return best, first + place // C, token.view(B, -1).gather(1, place)
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #dd7dbac2
-def _open(
-    found: list[list[Hypothesis]], hopes: list[float], beam: int, patience: float
+def _active(
+    found: list[list[Hypothesis]], bounds: list[float], beam: int, patience: float
 ) -> list[int]:
-    """List the sources whose best `beam` may change by scores of no more than their hope."""
+    """List the sources whose best `beam` a prefix may still change; bounds limit its score."""
     return [
         i
-        for i, (done, hope) in enumerate(zip(found, hopes, strict=True))
-        if hope > -math.inf
+        for i, (done, bound) in enumerate(zip(found, bounds, strict=True))
+        if bound > -math.inf
         and len(done) < patience * beam
-        and (len(done) < beam or hope > done[beam - 1].score)
+        and (len(done) < beam or bound > done[beam - 1].score)
     ]
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #c8e5a19f
@@ -98,43 +99,44 @@ def beam_search(
         Of each source the finished hypotheses, best first; then, if these are fewer than
         `beam`, those that max_len cut short.
     """
-    _check("beam_search", model, source, source_mask, max_len, begin, end)
-    _require_whole("beam_search", "beam", beam)
-    numbers = all(isinstance(n, int | float) for n in (length_penalty, patience))
-    got = f"{length_penalty!r} and {patience!r}"
-    _require("beam_search", numbers, "length_penalty and patience must be numbers", got)
-    usable = 0 <= length_penalty * math.log(max_len) < 700  # its power must be a float
-    must = "length_penalty must be at least 0, and max_len**length_penalty at most 1e304"
-    _require("beam_search", usable, must, length_penalty)
-    _require("beam_search", patience > 0, "patience must be above 0", patience)
+    require_decodable("beam_search", model, source, source_mask, max_len, begin, end)
+    require_integers("beam_search", "[1, inf)", beam=beam)
+    require_range("beam_search", "[0, inf)", length_penalty=length_penalty)
+    require_range("beam_search", "(0, inf]", patience=patience)
+    if length_penalty * math.log(max_len) >= 700:  # its power must be a float
+        raise ValueError(
+            f"beam_search: max_len**length_penalty must be at most 1e304, "
+            f"got {max_len}**{length_penalty}"
+        )
     found: list[list[Hypothesis]] = [[] for _ in range(len(source))]
     if not found:
         return found
     rows = list(range(len(found)))  # the sources still searched, B of them
     log_p: Tensor = torch.zeros(len(rows), 1, device=source.device)  # (B, W)
     divisors = [float(n**length_penalty) for n in range(max_len + 1)]
-    reader = _reader(_evaluation(model), source, source_mask, max_len, begin)
-    lines = reader.last.long()[:, None, None]  # (B, W, 1 + written)
+    ready = evaluation_copy(model)
+    decoder = incremental_decoder(ready, source, source_mask, max_len=max_len, begin=begin)
+    prefixes = decoder.last.long()[:, None, None]  # (B, W, 1 + written)
     for n in range(1, max_len + 1):
-        before, logits = lines.shape[:2], reader.logits(lines[:, :, -1].reshape(-1, 1))[:, 0]
+        before, logits = prefixes.shape[:2], decoder.logits(prefixes[:, :, -1].reshape(-1, 1))[:, 0]
         best, parent, token = _extend(logits, log_p, beam)  # (B, N)
-        grown = torch.cat([lines.flatten(0, 1)[parent], token[..., None]], dim=-1)
+        grown = torch.cat([prefixes.flatten(0, 1)[parent], token[..., None]], dim=-1)
         ended = ((token == end) & (best > -math.inf))[:, :beam]  # only among the best
-        texts, chances = grown[:, :beam][ended][:, 1:-1], best[:, :beam][ended]
-        whole = _hypotheses(texts, chances, divisors[n], finished=True)
+        finished, p_finished = grown[:, :beam][ended][:, 1:-1], best[:, :beam][ended]
+        whole = _hypotheses(finished, p_finished, divisors[n], finished=True)
         for i, hypothesis in zip(ended.nonzero()[:, 0].tolist(), whole, strict=True):
             insort(found[rows[i]], hypothesis, key=lambda one: -one.score)
 
         log_p, kept = best.masked_fill(token == end, -math.inf).topk(min(beam, best.shape[1]))
-        hopes = [p / divisors[max_len] for p in log_p[:, 0].tolist()]
-        going = _open([found[row] for row in rows], hopes, beam, patience)
-        rows, on = [rows[i] for i in going], torch.tensor(going, device=kept.device).long()
+        bounds = [p / divisors[max_len] for p in log_p[:, 0].tolist()]
+        active = _active([found[row] for row in rows], bounds, beam, patience)
+        rows, on = [rows[i] for i in active], torch.tensor(active, device=kept.device).long()
         chosen = on[:, None], kept[on]
-        lines, log_p, parent = grown[chosen], log_p[on], parent[chosen]  # (B, W, ...)
+        prefixes, log_p, parent = grown[chosen], log_p[on], parent[chosen]  # (B, W, ...)
         if not rows:
             break
-        (reader.reorder if lines.shape[:2] == before else reader.select)(parent.flatten())
-    for row, line, p in zip(rows, lines, log_p, strict=True):
+        (decoder.reorder if prefixes.shape[:2] == before else decoder.select)(parent.flatten())
+    for row, prefix, p in zip(rows, prefixes, log_p, strict=True):
         real = p > -math.inf
-        found[row] += _hypotheses(line[real][:, 1:], p[real], divisors[max_len], finished=False)
+        found[row] += _hypotheses(prefix[real][:, 1:], p[real], divisors[max_len], finished=False)
     return [hypotheses[:beam] for hypotheses in found]

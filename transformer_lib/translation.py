@@ -40,7 +40,7 @@ from transformer_lib.checkpoints import (
     write_atomically,
 )
 from .datasets import multi30k
-from .generation import _evaluation, greedy
+from .generation import evaluation_copy, greedy
 from .models import Transformer
 from .multihead import recording
 from .recipes import RECIPES, load_export
@@ -157,7 +157,7 @@ class Translator:
             raise ValueError(f"alignment: {must}, got {layer}")
         s, t = ([*ids, END] for ids in self.tokenizer.encode_all(pair))
         rows = (torch.tensor([ids], device=self._device) for ids in (s, [BEGIN, *t[:-1]]))
-        model = _evaluation(self.model)
+        model = evaluation_copy(self.model)
         with recording(model) as seen:
             model(*rows)
         crossing = [weights for name, weights in seen.items() if "cross_attention" in name]

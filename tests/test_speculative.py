@@ -1,0 +1,215 @@
+"""Speculative decoding: greedy decoding's tokens, and the target model's distribution."""
+
+import math
+import re
+from collections import Counter
+
+import pytest
+import torch
+from test_sampling import KINDS, WARM, as_expected, inputs, make, odds
+
+from transformer_lib.generation import greedy
+from transformer_lib.models import DecoderOnly, Transformer
+from transformer_lib.sampling import Sampler, sample
+from transformer_lib.speculative import _accept, speculative_sample
+
+
+@pytest.mark.parametrize("n_draft_tokens", [1, 2, 3, 4, 5])
+@KINDS
+def test_a_greedy_target_model_generates_what_greedy_does(kind, n_draft_tokens):
+    schemes = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
+    for seed, positions in enumerate(schemes):
+        model, draft = make(kind, seed=seed, positions=positions), make(kind, seed=seed + 9)
+        tokens, mask = inputs(kind, seed=seed)
+        options = {"n_draft_tokens": n_draft_tokens, "sampler": Sampler(top_k=1)}
+        for max_len, end in ((seed % 3 + 1, None), (9, None), (9, 5)):
+            found, rate = speculative_sample(
+                model, draft, tokens, mask, max_len=max_len, end=end, **options
+            )
+            assert found == greedy(model, tokens, mask, max_len=max_len, end=end)
+            assert 0 <= rate <= 1
+
+
+@KINDS
+def test_a_greedy_target_model_minds_what_was_seen(kind):
+    model, draft = make(kind), make(kind, seed=1)
+    tokens, mask = inputs(kind)
+    options = {"max_len": 9, "end": None, "sampler": Sampler(top_k=1, repetition_penalty=1.7)}
+    found, _ = speculative_sample(model, draft, tokens, mask, **options)
+    assert found == sample(model, tokens, mask, **options)
+    assert found != greedy(model, tokens, mask, max_len=9, end=None)
+
+
+@pytest.mark.parametrize("max_len", range(1, 8))
+def test_no_text_is_longer_than_it_may_be(max_len):
+    model, draft = make(), make(seed=1)
+    tokens, mask = inputs()
+    options = {"max_len": max_len, "n_draft_tokens": 5, "sampler": Sampler(temperature=2.0)}
+    lines, _ = speculative_sample(model, draft, tokens, mask, end=None, **options)
+    assert [len(line) for line in lines] == 4 * [max_len]
+    lines, _ = speculative_sample(
+        model, draft, tokens.repeat(5, 1), mask.repeat(5, 1, 1, 1), **options
+    )
+    assert all(len(line) <= max_len and 2 not in line for line in lines)
+
+
+@KINDS
+def test_a_model_that_drafts_for_itself_is_always_accepted(kind):
+    model = make(kind)
+    tokens, mask = inputs(kind)
+    passes = []
+    model.output.register_forward_hook(lambda module, args, out: passes.append(out.shape[1]))
+    sampler = Sampler(generator=torch.Generator().manual_seed(0), repetition_penalty=1.2)
+    options = {"max_len": 12, "end": None, "n_draft_tokens": 3, "sampler": sampler}
+    lines, rate = speculative_sample(model, model, tokens[:1], mask[:1], **options)
+    assert rate == 1.0 and len(lines[0]) == 12
+    # three rounds of 3 + 1 tokens; each is 3 draft passes and 1 that scores them
+    assert len(passes) == 3 * (3 + 1)
+    assert [n for n in passes if n > 2] == [4, 4, 4]
+
+
+def test_every_token_of_a_hopeless_draft_model_is_rejected():
+    model, draft = make(vocab_size=5), make(vocab_size=5, seed=1)
+    impossible = torch.tensor([0, 1])
+    model.output.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, impossible, -math.inf)
+    )
+    only = torch.tensor([2, 3, 4])
+    draft.output.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, only, -math.inf)
+    )
+    tokens = torch.tensor([[2, 3]])
+    lines, rate = speculative_sample(model, draft, tokens, max_len=8, end=None)
+    assert rate == 0.0 and len(lines[0]) == 8 and {*lines[0]} <= {2, 3, 4}
+
+
+def test_a_rejected_token_is_resampled_even_if_rounding_left_no_residual():
+    target = torch.tensor([[0.5, 0.0], [0.0, 0.5]])  # with q = (0.5, 0.5), p - q is nowhere above 0
+    assert _accept(target, [torch.tensor([0.5, 0.5])], [1], None) == [0]
+
+
+@pytest.mark.parametrize(
+    "kind, n_draft_tokens, options, end",
+    [
+        (DecoderOnly, 1, {}, None),
+        (DecoderOnly, 3, {"temperature": 2.0}, None),
+        (DecoderOnly, 2, WARM, None),
+        (DecoderOnly, 3, {"top_p": 0.97, "temperature": 2.0}, None),
+        (DecoderOnly, 2, WARM, 1),
+        (Transformer, 2, WARM, None),
+    ],
+)
+def test_draft_tokens_leave_the_distribution_as_it_is(kind, n_draft_tokens, options, end):
+    """Texts of three tokens out of three, 1,000 draws; false alarm 1e-6 in each of 6 cases."""
+    shallow = {"vocab_size": 3, "n_decoder_layers": 1}
+    model, draft = (make(kind, seed=seed, **shallow) for seed in (0, 1))
+    drawing = Sampler(**options, generator=torch.Generator().manual_seed(5))
+    rest = {"max_len": 3, "end": end, "n_draft_tokens": n_draft_tokens, "sampler": drawing}
+    lines, rate = speculative_sample(model, draft, torch.tensor([[0, 2]]).expand(1000, -1), **rest)
+    assert 0.05 < rate < 0.95  # so that tokens are accepted and rejected
+    counts = Counter(map(tuple, lines))
+    assert as_expected(counts, odds(kind, model, Sampler(**options), 3, end))
+    assert not as_expected(counts, odds(kind, draft, Sampler(**options), 3, end))
+
+
+def test_one_mask_serves_all_rows():
+    model, draft = make(), make(seed=1)
+    tokens, _ = inputs(lengths=(4, 4, 4))
+    mask = torch.tensor([False, True, True, True]).view(1, 1, 1, 4)
+    options = {"max_len": 6, "end": None, "sampler": Sampler(top_k=1)}
+    found, _ = speculative_sample(model, draft, tokens, mask, **options)
+    assert found == greedy(model, tokens[:, 1:], max_len=6, end=None)
+    assert speculative_sample(model, draft, tokens[:0], max_len=6) == ([], 0.0)
+
+
+def test_a_row_that_has_ended_is_not_written_on():
+    model = make()
+    tokens, mask = inputs(lengths=(5,))
+    options = {"max_len": 12, "sampler": Sampler(top_k=1), "n_draft_tokens": 3}
+    line = speculative_sample(model, model, tokens, mask, end=None, **options)[0][0]
+    passes = []
+    model.output.register_forward_hook(lambda module, args, out: passes.append(out.shape[1]))
+    assert speculative_sample(model, model, tokens, mask, end=line[0], **options)[0] == [[]]
+    assert (
+        len(passes) == 3 + 1
+    )  # the first round: three draft tokens, and the pass that scores them
+
+
+def test_a_draft_model_in_training_mode_proposes_without_dropout():
+    model, draft = make(dropout=0.5), make(dropout=0.5).train()
+    tokens, mask = inputs(lengths=(5,))
+    options = {"max_len": 12, "end": None, "sampler": Sampler(top_k=1)}
+    assert speculative_sample(model, draft, tokens, mask, **options)[1] == 1.0
+
+
+def test_both_models_keep_their_modes():
+    model, draft = make(dropout=0.5).train(), make(seed=1, dropout=0.5).train()
+    draft.decoder[0].eval()
+    modes = [[m.training for m in one.modules()] for one in (model, draft)]
+    tokens, mask = inputs()
+    options = {"max_len": 6, "end": None, "sampler": Sampler(top_k=1)}
+    found, _ = speculative_sample(model, draft, tokens, mask, **options)
+    assert found == greedy(model, tokens, mask, max_len=6, end=None)
+    assert [[m.training for m in one.modules()] for one in (model, draft)] == modes
+    assert not torch.is_inference_mode_enabled()
+    draft.output.register_forward_hook(lambda module, args, out: out * math.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        speculative_sample(model, draft, tokens, mask, **options)
+    assert [[m.training for m in one.modules()] for one in (model, draft)] == modes
+    assert not torch.is_inference_mode_enabled()
+
+
+@KINDS
+def test_a_generator_of_ones_own_leaves_torchs_alone(kind):
+    model, draft = make(kind), make(kind, seed=1)
+    tokens, mask = inputs(kind)
+
+    def draw(seed):
+        sampler = Sampler(generator=torch.Generator().manual_seed(seed))
+        options = {"max_len": 9, "end": None, "sampler": sampler}
+        return speculative_sample(model, draft, tokens, mask, **options)
+
+    before = torch.get_rng_state()
+    first = draw(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert first == draw(0) != draw(1)
+    found = []  # without one it is torch's that decides
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        found.append(speculative_sample(model, draft, tokens, mask, max_len=9, end=None))
+    assert found[0] == found[1] != found[2]
+
+
+# what is refused
+
+
+def refused(message):
+    return pytest.raises(ValueError, match=re.escape(message))
+
+
+def test_speculative_sample_refuses_in_its_own_name():
+    model, tokens = make(), inputs()[0]
+    with refused("speculative_sample: max_len must be an integer at least 1, got 0"):
+        speculative_sample(model, model, tokens, max_len=0)
+    with refused("speculative_sample: n_draft_tokens must be an integer at least 1, got 0"):
+        speculative_sample(model, model, tokens, max_len=4, n_draft_tokens=0)
+    must = "speculative_sample: model and draft must have the same vocabulary, got 11 and 7 tokens"
+    with refused(must):
+        speculative_sample(model, make(vocab_size=7), tokens, max_len=4)
+    with refused(
+        "speculative_sample: model and draft must be of one kind, got DecoderOnly and Transf"
+    ):
+        speculative_sample(model, make(Transformer), tokens, max_len=4)
+    small = make(max_len=9)
+    must = "max_len must be at most 3, the positions that the model has left, got 4"
+    with refused(f"speculative_sample: {must}"):
+        speculative_sample(model, small, tokens, max_len=4)
+
+
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_nan_of_either_model_is_refused(spoilt):
+    models, tokens = [make(), make(seed=1)], inputs()[0]
+    models[spoilt].output.register_forward_hook(lambda module, args, out: out * math.nan)
+    with refused("speculative_sample: the models' logits must not be NaN"):
+        speculative_sample(*models, tokens, max_len=4, end=None)
