@@ -1,12 +1,14 @@
 """Shapes, ranges and indices: what fits passes, what does not is refused by name."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from transformer_lib.shapes import (
+    import_extra,
     require_indices,
     require_integers,
     require_range,
@@ -148,3 +150,16 @@ def test_require_indices_does_not_break_a_compiled_graph():
 
     compiled = torch.compile(look_up, backend="eager", fullgraph=True)
     assert compiled(torch.tensor([3])).item() == 4
+
+
+def test_import_extra_returns_the_module():
+    assert import_extra("html.entities") is sys.modules["html.entities"]
+
+
+def test_import_extra_says_how_to_install_a_missing_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    with pytest.raises(ImportError) as refusal:
+        import_extra("seaborn")
+    message = str(refusal.value)
+    assert message.startswith("seaborn is part of the extra 'chapters': pip install \"executable-")
+    assert "-transformer[chapters] @ git+https://github.com/" in message

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .tokenizer import _extra
+from .shapes import import_extra
 
 # %% ../chapters/appendix/e_datasets.ipynb #3baaf87d
 def number_names(
@@ -33,7 +33,7 @@ def number_names(
     Raises:
         ValueError: if num2words does not know a language, or cannot write a number in it.
     """
-    package = _extra("num2words")
+    package = import_extra("num2words")
     write, known = package.num2words, package.CONVERTER_CLASSES
     if not all({s, str(s).split("_")[0]} & known.keys() for s in (source, target)):
         raise ValueError(
@@ -129,7 +129,7 @@ def _download(name: str, path: Path) -> None:
     """Put a file in its place once all its bytes are there and right."""
     from tqdm import tqdm
 
-    pooch, requests = _extra("pooch"), _extra("requests")
+    pooch, requests = import_extra("pooch"), import_extra("requests")
 
     def get(url: str, unfinished: str, _: Any) -> None:
         timeout = (5, 30)  # seconds to connect, and to wait for the next bytes
@@ -184,7 +184,7 @@ def _read(name: str) -> bytes:
         if not path.is_file():
             raise FileNotFoundError(f"datasets: TRANSFORMER_LIB_DATA must hold {name}, not {path}")
     else:
-        path = Path(_extra("pooch").os_cache("executable-transformer"), name)
+        path = Path(import_extra("pooch").os_cache("executable-transformer"), name)
         if not path.is_file() or _sha256(path) != _SHA256[name]:
             _download(name, path)
     if (found := _sha256(path)) != _SHA256[name]:

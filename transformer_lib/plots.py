@@ -17,17 +17,15 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 # %% ../chapters/appendix/c_plots.ipynb #32c243ec
-try:
-    import matplotlib.pyplot as plt
-    import pandas as pd
-    import seaborn as sns
-    from matplotlib.axes import Axes
-    from matplotlib.collections import PatchCollection
-except ImportError as error:
-    raise ImportError(
-        f"transformer_lib.plots needs {error.name}, part of the extra 'chapters': pip install "
-        '"executable-transformer[chapters] @ git+https://github.com/OWNER/executable-transformer"'
-    ) from error
+from .shapes import import_extra
+
+import_extra("seaborn")  # which needs the two others
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 
 # %% ../chapters/appendix/c_plots.ipynb #0231d261
 COLOURS = {"query": "#0072B2", "key": "#D55E00", "value": "#009E73"}

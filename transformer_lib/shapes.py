@@ -5,12 +5,13 @@ how the library refuses tensors that do not fit, in a sentence you can act on.""
 
 # %% auto #0
 __all__ = ['require_shapes', 'require_range', 'require_integers', 'require_choice', 'require_types', 'require_dtype',
-           'require_indices']
+           'require_indices', 'import_extra']
 
 # %% ../chapters/appendix/a_shapes.ipynb #a004672d
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import lru_cache
+from importlib import import_module
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -173,3 +174,18 @@ def require_indices(function: str, n: int, axes: str = "...", **inputs: Tensor) 
                 raise ValueError(
                     f"{function}: {name} must lie between 0 and {n - 1}, got {low} to {high}"
                 )
+
+# %% ../chapters/appendix/a_shapes.ipynb #78ae545c
+def import_extra(package: str) -> Any:
+    """Import a package of the extra 'chapters'.
+
+    Raises:
+        ImportError: if it is not installed, with the command that installs it.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is part of the extra 'chapters': pip install "
+            '"executable-transformer[chapters] @ git+https://github.com/OWNER/executable-transformer"'
+        ) from error

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from .shapes import import_extra
 
 # %% ../chapters/3_training/1_tokenizer.ipynb #35248a0a
 def _byte_letters() -> dict[int, str]:
@@ -42,17 +43,6 @@ PAD, BEGIN, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 # %% ../chapters/3_training/1_tokenizer.ipynb #c818b0b2
-def _extra(package: str) -> Any:
-    """Import a package of the extra 'chapters', or say how to get it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"{package} is part of the extra 'chapters': pip install "
-            '"executable-transformer[chapters] @ git+https://github.com/OWNER/executable-transformer"'
-        ) from error
-
-
 _HALF = re.compile("[\ud800-\udfff]")  # half a character: str may hold it, UTF-8 may not
 
 
@@ -91,7 +81,7 @@ def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
 
 def _learn_merges(texts: Iterable[str], vocab_size: int) -> str:
     """Return a byte-level BPE tokenizer as JSON."""
-    t = _extra("tokenizers")
+    t = import_extra("tokenizers")
     inner = t.Tokenizer(t.models.BPE())
     inner.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = t.decoders.ByteLevel()
@@ -105,7 +95,7 @@ def _learn_merges(texts: Iterable[str], vocab_size: int) -> str:
 
 def _list_pieces(texts: Iterable[str], split: Any, join: Any) -> str:
     """Return a tokenizer as JSON that knows the pieces of the texts, most frequent first."""
-    t = _extra("tokenizers")
+    t = import_extra("tokenizers")
     count = Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text))
     known = sorted(count.keys() - set(SPECIALS), key=lambda piece: (-count[piece], piece))
     number = {piece: i for i, piece in enumerate((*SPECIALS, *known))}
@@ -122,7 +112,7 @@ class Tokenizer:
     """
 
     def __init__(self, json_text: str) -> None:
-        package = _extra("tokenizers")
+        package = import_extra("tokenizers")
         try:
             self._inner = package.Tokenizer.from_str(json_text)
         except Exception as error:  # the package raises nothing narrower
@@ -160,13 +150,13 @@ class Tokenizer:
     @classmethod
     def words(cls, texts: Iterable[str]) -> "Tokenizer":
         """Number the words between white space, most frequent first; others become UNKNOWN."""
-        split = _extra("tokenizers").pre_tokenizers.WhitespaceSplit()
+        split = import_extra("tokenizers").pre_tokenizers.WhitespaceSplit()
         return cls(_list_pieces(_texts("words", texts), split, None))
 
     @classmethod
     def characters(cls, texts: Iterable[str]) -> "Tokenizer":
         """Number the characters, most frequent first; others become UNKNOWN."""
-        t = _extra("tokenizers")
+        t = import_extra("tokenizers")
         split = t.pre_tokenizers.Split(t.Regex(r"[\s\S]"), behavior="isolated")
         return cls(_list_pieces(_texts("characters", texts), split, t.decoders.Fuse()))
 

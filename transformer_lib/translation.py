@@ -44,7 +44,8 @@ from .generation import evaluation_copy, greedy
 from .models import Transformer
 from .multihead import recording
 from .recipes import RECIPES, load_export
-from .tokenizer import BEGIN, END, PairBatches, Tokenizer, _extra, _texts
+from .shapes import import_extra
+from .tokenizer import BEGIN, END, PairBatches, Tokenizer, _texts
 from .trainer import LOG
 
 # %% ../chapters/4_generation/6_translation.ipynb #1657662a
@@ -185,8 +186,9 @@ class Score:
 
 def _moses(language: str) -> tuple[Callable[[str], str], str]:
     """Lower-case, normalise and tokenise in the order of Multi30k's own script."""
-    moses = _extra("sacremoses")
-    known = sorted(set(_extra("sacremoses.corpus").NonbreakingPrefixes().available_langs.values()))
+    moses = import_extra("sacremoses")
+    prefixes = import_extra("sacremoses.corpus").NonbreakingPrefixes()
+    known = sorted(set(prefixes.available_langs.values()))
     if language not in known:  # it would take the rules of English
         raise ValueError(
             f"score: with protocol 'moses-lower' language must be one of {known}, got {language!r}"
@@ -247,7 +249,7 @@ def score(
             f"score: {protocol!r} separates words at spaces, and these references have few; "
             "put spaces between words, or use sacrebleu's BLEU(tokenize='zh') or its like"
         )
-    bleu = _extra("sacrebleu.metrics").BLEU
+    bleu = import_extra("sacrebleu.metrics").BLEU
     metric, sides, before = bleu(), [hypotheses, references], ""
     if protocol != "13a":
         make, package = _PREPARED[protocol]

@@ -26,4 +26,7 @@ MUTANTS = [
     ("the index n is taken", "if low < 0 or high >= n:", "if low < 0 or high > n:"),
     ("negative indices are taken", "if low < 0 or high >= n:", "if high >= n:"),
     ("None is not skipped", "        if tensor is None:\n            continue\n", ""),
+    ("a missing extra names no remedy", "executable-transformer[chapters] @",
+     "executable-transformer @"),
+    ("another package is imported", "return import_module(package)", "return import_module('os')"),
 ]  # fmt: skip
