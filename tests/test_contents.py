@@ -187,12 +187,6 @@ def test_progress_bars_ask_for_no_widgets():
 # Numbers
 
 
-# Numbers that are kept for chapters whose module is still part of another one.
-RESERVED = {
-    "1_attention": "4", "3_training": "2", "4_generation": "5",
-}  # fmt: skip
-
-
 def numbering_complaints(pages):
     """Folders whose pages, in the order of the contents, are not numbered 1, 2, 3 or a, b, c."""
     folders = {}
@@ -207,7 +201,6 @@ def numbering_complaints(pages):
         if not folder and shown[-1:] == ["appendix"]:
             shown = shown[:-1]
         wanted = list("abcdefghijklmnopqrstuvwxyz" if folder == "appendix" else "123456789")
-        wanted = [number for number in wanted if number not in RESERVED.get(folder, "")]
         if [name.partition("_")[0] for name in shown] != wanted[: len(shown)]:
             yield f"chapters/{folder}: {shown}"
         if "index" in names[1:]:
