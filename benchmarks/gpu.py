@@ -248,7 +248,7 @@ def run_tests(part: Part) -> None:
         status = run.wait()
         timer.cancel()
     counts = {kind: list(outcomes.values()).count(kind) for kind in sorted({*outcomes.values()})}
-    text = "".join(lines)
+    text = "".join(lines).replace(f"{ROOT}/", "").replace(f"{sys.prefix}/", "")
     if measured.exists():
         records = [json.loads(line) for line in measured.read_text().splitlines()]
         part.note(measured=records)
@@ -765,7 +765,7 @@ def header(options: argparse.Namespace) -> dict[str, Any]:
     except OSError:
         here = "unknown"
     found = {
-        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
+        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]).replace(f"{ROOT}/", ""),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": options.commit or here,
         "device": options.device,
