@@ -1,4 +1,4 @@
-"""What all tests share: a seed before each, one thread, and Hypothesis without luck or a clock."""
+"""What all tests use: a seed before each, one thread, and Hypothesis without chance or a clock."""
 
 import os
 import signal

@@ -184,6 +184,38 @@ def test_progress_bars_ask_for_no_widgets():
     assert not [f.name for f in files if re.search(r"tqdm\.(auto|notebook)", f.read_text("utf-8"))]
 
 
+# The appendix
+
+
+def page(label):
+    """The text of the Markdown page with this label."""
+    return next(p for p in PAGES if f"({label})=" in p.read_text()).read_text()
+
+
+def glossary():
+    """{entry: text} of the glossary, where an entry is a term, its Chinese term, or both."""
+    block = re.search(r"```\{glossary\}(.*?)```", page("glossary"), re.S)[1]
+    entries = re.findall(r"^((?:(?![ :]).+\n)+)((?: .+\n)+)", block, re.M)
+    return {tuple(terms.splitlines()): text for terms, text in entries}
+
+
+def test_glossary_lists_each_term_once_with_its_chapter():
+    terms = [term.lower() for terms in glossary() for term in terms]
+    assert len(glossary()) > 100 and len(set(terms)) == len(terms)
+    known = {label for _, label in all_labels()}
+    for terms, text in glossary().items():
+        chapter = re.search(r"\{ref\}`(ch-\w+)`$", text.strip())
+        assert chapter and chapter[1] in known, terms
+
+
+def test_notation_defines_each_symbol_once():
+    rows = re.findall(r"^\| (\$.+?) \|", page("notation"), re.M)
+    symbols = [s for row in rows for s in re.findall(r"\$(.+?)\$", row)]
+    sizes_and_matrices = {"K", "V"}  # the exception that the page explains
+    again = {s for s in symbols if symbols.count(s) > 1}
+    assert len(symbols) > 20 and again == sizes_and_matrices
+
+
 # Numbers
 
 

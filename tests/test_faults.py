@@ -1,7 +1,7 @@
-"""A training that is killed, at any moment and in any way, ends as if nothing had happened.
+"""A training run that is killed, at any moment and in any way, ends as an uninterrupted one.
 
-Processes are really killed. They are forked from one that has imported everything, which makes
-them cheap; `torchrun` starts its own. "The same" means the same bits: the hashes of the last
+Processes are really killed. They are forked from one that has imported everything, so they start
+fast; `torchrun` starts its own. "The same" means the same bits: the hashes of the last
 checkpoint's files (weights, moments, average, random states) and every number of the log but the
 speed.
 """
@@ -55,7 +55,7 @@ def train(folder, **options):
 
 
 def train_together(*runs, seconds=None):
-    """Do trainings in two processes at once, as torchrun would start them."""
+    """Train in two processes at once, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,7 +70,7 @@ def train_together(*runs, seconds=None):
     return [process.exitcode for process in ranks]
 
 
-def said(folder):
+def output(folder):
     return Path(f"{folder}.txt").read_text()
 
 
@@ -81,7 +81,7 @@ def log(folder):
 
 
 def ending(folder):
-    """All that a training leaves, down to the bit."""
+    """Everything that a run leaves, down to the bit."""
     newest = checkpoints(folder)[0]
     record = json.loads((newest / "checkpoint.json").read_text().rsplit("\n", 2)[0])
     assert record["step"] == int(newest.name.removeprefix("step-"))
@@ -96,7 +96,7 @@ def ending_step(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The ending of a training that nobody interrupted."""
+    """The ending of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert train(folder) == 0
     found = ending(folder)
@@ -108,7 +108,7 @@ def whole(tmp_path_factory):
     return found
 
 
-def test_another_seed_ends_otherwise(whole, tmp_path):
+def test_another_seed_gives_another_result(whole, tmp_path):
     assert train(tmp_path / "run", seed=1) == 0
     other = ending(tmp_path / "run")
     for name in ("model", "optimizer", "average"):
@@ -118,7 +118,7 @@ def test_another_seed_ends_otherwise(whole, tmp_path):
 # One process, killed
 
 
-def test_killed_in_the_middle_of_any_step(whole, tmp_path):
+def test_run_killed_within_any_step_resumes_exactly(whole, tmp_path):
     folder = tmp_path / "run"
     for step in (2, 6, 8, 17, N_STEPS):  # before a checkpoint, after one, validating, at the end
         assert train(folder, fault=["in_step", {"step": step}]) == -signal.SIGKILL
@@ -127,8 +127,8 @@ def test_killed_in_the_middle_of_any_step(whole, tmp_path):
     assert ending(folder) == whole
 
 
-def test_killed_before_any_change_of_a_file(tmp_path):
-    """Each child is killed one file operation later than the one before it, then goes on."""
+def test_run_killed_before_any_file_operation_resumes_exactly(tmp_path):
+    """Each child is killed one file operation later than the one before it, then resumes."""
     folder, reference, events = tmp_path / "run", tmp_path / "reference", 36
     options = {"save_every": 1, "n_steps": 40}
     assert train(reference, **options) == 0
@@ -141,7 +141,7 @@ def test_killed_before_any_change_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("file", [1, 2, 3, 4])
-def test_killed_in_the_middle_of_a_file(file, whole, tmp_path):
+def test_run_killed_while_writing_a_file_resumes_exactly(file, whole, tmp_path):
     folder = tmp_path / "run"
     fault = ["in_half_a_file", {"nth": 8 + file}]  # of the third checkpoint
     assert train(folder, fault=fault) == -signal.SIGKILL
@@ -150,11 +150,11 @@ def test_killed_in_the_middle_of_a_file(file, whole, tmp_path):
     assert ending(folder) == whole
 
 
-def test_killed_from_outside_at_random_moments(whole, tmp_path):
+def test_run_killed_at_random_moments_resumes_exactly(whole, tmp_path):
     folder, draw, killed = tmp_path / "run", random.Random(0), 0
     while ending_step(folder) < N_STEPS and killed < 12:
         process = start({"folder": str(folder)})
-        process.join(0.05 if killed == 0 else draw.uniform(0, 0.4))  # a whole training takes longer
+        process.join(0.05 if killed == 0 else draw.uniform(0, 0.4))  # a whole run takes longer
         killed += process.is_alive()
         process.kill()
         process.join()
@@ -166,17 +166,17 @@ def test_killed_from_outside_at_random_moments(whole, tmp_path):
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_asked_to_stop_it_finishes_the_step_and_says_how_to_go_on(number, status, whole, tmp_path):
+def test_first_signal_finishes_the_step_and_says_how_to_resume(number, status, whole, tmp_path):
     folder = tmp_path / "run"
     assert train(folder, fault=["in_step", {"step": 7, "numbers": [number]}]) == status
     assert [r["step"] for r in log(folder)] == [*range(1, 8)]
     assert [p.name for p in checkpoints(folder)] == ["step-00000007", "step-00000005"]
-    assert f"stopped after step 7 of {N_STEPS}: saved in {folder}; Trainer.resume" in said(folder)
+    assert f"stopped after step 7 of {N_STEPS}: saved in {folder}; Trainer.resume" in output(folder)
     assert train(folder) == 0
     assert ending(folder) == whole
 
 
-def test_a_second_ctrl_c_does_not_wait(whole, tmp_path):
+def test_second_ctrl_c_stops_at_once(whole, tmp_path):
     folder = tmp_path / "run"
     fault = ["in_step", {"step": 7, "numbers": [signal.SIGINT, signal.SIGINT]}]
     assert train(folder, fault=fault) == 130
@@ -195,7 +195,7 @@ WAYS = ["ddp", "fsdp"]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The same trainings by one process: {accumulate: folder}."""
+    """The same runs by one process: {accumulate: folder}."""
     folder = tmp_path_factory.mktemp("alone")
     for n in (1, 2):
         assert train(folder / str(n), accumulate=n, **EXACT) == 0
@@ -204,7 +204,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """Two processes train in each way, in one part and two, and to the fourth step only."""
+    """Two processes train each way, with one and two micro-batches, and to the fourth step only."""
     folder = tmp_path_factory.mktemp("together")
     for way in WAYS:
         runs = [
@@ -212,11 +212,11 @@ def together(tmp_path_factory):
             for n in (1, 2)
         ]
         runs.append(runs[1] | {"folder": str(folder / f"{way}-begun"), "until": 4})
-        assert train_together(*runs) == [0, 0], said(folder / f"{way}1")
+        assert train_together(*runs) == [0, 0], output(folder / f"{way}1")
     return folder
 
 
-def assert_same_training(ours, theirs):
+def assert_same_run(ours, theirs):
     """The logs and all tensors but the random states are close."""
     ours_log, theirs_log = log(ours), log(theirs)
     assert [r.keys() for r in ours_log] == [r.keys() for r in theirs_log]
@@ -233,22 +233,22 @@ def assert_same_training(ours, theirs):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_train_as_one(way, accumulate, alone, together):
+def test_two_processes_agree_with_one(way, accumulate, alone, together):
     folder = together / f"{way}{accumulate}"
-    assert_same_training(folder, alone[accumulate])
+    assert_same_run(folder, alone[accumulate])
     assert load_checkpoint(checkpoints(folder)[0])[1]["processes"] == 2
 
 
 @pytest.mark.parametrize("way, other", [("ddp", "fsdp"), ("fsdp", "ddp")])
-def test_processes_may_become_one_and_two_again_and_shares_copies(way, other, alone, together):
+def test_run_resumes_with_another_number_of_processes_and_sharding(way, other, alone, together):
     folder = together / f"{way}-begun"
     assert ending_step(folder) == 4
     assert train(folder, until=7, **EXACT) == 0
     assert train_together({"folder": str(folder), "sharding": other} | EXACT) == [0, 0]
-    assert_same_training(folder, alone[2])
+    assert_same_run(folder, alone[2])
 
 
-def test_two_processes_draw_other_zeros(whole, tmp_path):
+def test_processes_draw_different_dropout_masks(whole, tmp_path):
     """With dropout each process has a generator of its own, which checkpoints keep."""
     runs = [{"folder": str(tmp_path / "whole")}, {"folder": str(tmp_path / "run"), "until": 7}]
     assert train_together(*runs) == [0, 0]
@@ -258,7 +258,7 @@ def test_two_processes_draw_other_zeros(whole, tmp_path):
     assert ending(tmp_path / "run") == ending(tmp_path / "whole")
 
 
-def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path):
+def test_signal_to_one_process_stops_both_after_the_same_step(tmp_path):
     run = {"folder": str(tmp_path / "run"), "fault": ["rank_in_step", {"rank": 1, "step": 7}]}
     run["fault"][1]["numbers"] = [signal.SIGTERM]
     assert train_together(run) == [143, 143]
@@ -266,11 +266,11 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tmp_path):
     assert [r["step"] for r in log(tmp_path / "run")] == [*range(1, 8)]
 
 
-def test_when_one_process_dies_the_other_does_not_wait(tmp_path):
+def test_process_exits_when_the_other_dies(tmp_path):
     run = {"folder": str(tmp_path / "run"), "fault": ["rank_in_step", {"rank": 1, "step": 7}]}
     first, second = train_together(run, seconds=60)
     assert second == -signal.SIGKILL and first == 1
-    assert "Connection" in said(tmp_path / "run")
+    assert "Connection" in output(tmp_path / "run")
 
 
 def torchrun(options, *flags):
@@ -282,18 +282,18 @@ def torchrun(options, *flags):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
 
 
-def test_torchrun_resumes_shards_in_processes_that_share_no_hash_seed(alone, tmp_path):
+def test_torchrun_resumes_shards_with_different_hash_seeds(alone, tmp_path):
     """Forked processes order sets and the names of a file alike; those of torchrun do not."""
     options = {"folder": str(tmp_path / "run"), "sharding": "fsdp", "accumulate": 2} | EXACT
     for until in (7, None):
         done = torchrun(options | {"until": until})
         assert done.returncode == 0, done.stderr[-2000:]
-    assert_same_training(tmp_path / "run", alone[2])
+    assert_same_run(tmp_path / "run", alone[2])
 
 
 @pytest.mark.slow
-def test_torchrun_starts_them_again_and_nothing_is_lost(tmp_path):
-    """One of two is killed; torchrun stops the other, and both go on from the checkpoint."""
+def test_torchrun_restarts_processes_without_loss(tmp_path):
+    """One of two is killed; torchrun stops the other, and both resume from the checkpoint."""
     assert train_together({"folder": str(tmp_path / "whole")}) == [0, 0]
     fault = ["rank_in_step", {"rank": 1, "step": 13}]
     options = {"folder": str(tmp_path / "run"), "fault": fault}

@@ -70,17 +70,17 @@ def test_dropout_drops_with_probability_p_at_every_place_of_a_word_independently
     dropped = Dropout(p)(torch.ones(n, dtype=torch.float64)).eq(0).double().reshape(-1, 4)
     bound = 5 * math.sqrt(p * (1 - p) / (n // 4))  # false alarm: 1 seed in a million
     assert (dropped.mean(dim=0) - p).abs().max() < bound
-    together = (dropped[:, :3] * dropped[:, 1:]).mean(dim=0)  # p^2 if neighbours are strangers
+    together = (dropped[:, :3] * dropped[:, 1:]).mean(dim=0)  # p^2 if independent
     assert (together - p**2).abs().max() < 5 * math.sqrt(p**2 * (1 - p**2) / (n // 4))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.3, 1e-5, 1 - 1e-7])
-def test_those_kept_are_scaled_so_that_the_mean_stays_and_not_all_are_dropped(p):
-    share = min(round(p * 65_536), 65_535) / 65_536
-    assert abs(share - p) < 2e-5
+def test_dropout_scales_what_it_keeps_and_never_drops_all(p):
+    dropped = min(round(p * 65_536), 65_535) / 65_536
+    assert abs(dropped - p) < 2e-5
     torch.manual_seed(0)
     found = Dropout(p)(torch.full((500_000,), 3.0, dtype=torch.float64)).unique()
-    torch.testing.assert_close(found[-1].item(), 3 / (1 - share), rtol=1e-15, atol=0)
+    torch.testing.assert_close(found[-1].item(), 3 / (1 - dropped), rtol=1e-15, atol=0)
     assert len(found) == 2 and found[0] == 0
 
 
@@ -96,14 +96,14 @@ def test_dropout_keeps_shape_and_dtype_and_its_gradient_is_its_mask(shape, dtype
     assert torch.equal(drop(x), out)
 
 
-def test_dropout_does_nothing_in_evaluation_or_when_p_is_zero_and_all_when_it_is_one():
+def test_dropout_is_the_identity_in_evaluation_and_at_zero_and_drops_all_at_one():
     x = normal(1000)
     assert Dropout(0.5).eval()(x) is x and torch.equal(Dropout(0.0)(x), x)
     assert not Dropout(1.0)(torch.ones(2_000_000)).any()  # where 65,535 of 65,536 are too few
 
 
 @pytest.mark.plain
-def test_a_compiler_is_given_torchs_own_dropout():
+def test_dropout_compiles_to_torchs_own():
     drop, x = Dropout(0.3), torch.ones(1000)
     torch.manual_seed(0)
     compiled = torch.compile(drop, backend="eager", fullgraph=True)(x)
@@ -226,7 +226,7 @@ def test_rms_norm_sends_zeros_to_zeros_with_finite_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rms_norm_survives_half_precision_of_large_numbers(dtype):
+def test_rms_norm_stays_finite_for_large_numbers_in_half_precision(dtype):
     x = torch.full((1, D), 300.0, dtype=dtype)  # its squares overflow float16
     out = RMSNorm(D).to(dtype)(x)
     assert out.dtype == dtype
@@ -247,7 +247,7 @@ def test_post_norm_adds_then_norms_and_pre_norm_norms_then_adds():
 
 
 @pytest.mark.parametrize("around", [PostNorm, PreNorm])
-def test_residuals_drop_what_the_sublayer_returns_and_not_the_stream(around):
+def test_residual_drops_the_sublayer_output_and_not_the_stream(around):
     n, p = 40_000, 0.1
     module, x = around(nn.Identity(), p).train(), torch.full((n,), 7.0)
     torch.manual_seed(0)
@@ -261,7 +261,7 @@ def test_residuals_drop_what_the_sublayer_returns_and_not_the_stream(around):
 
 @NORMS
 @pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
-def test_each_sublayer_is_dropped_once_with_probability_dropout(kind, norm):
+def test_layers_drop_each_sublayer_output_once_with_probability_dropout(kind, norm):
     n_positions, p = 1000, 0.1
     layer = kind(32, 2, 4, norm=norm, dropout=p).train()
     names = [name for name, _ in layer.named_children() if name.startswith("around_")]
@@ -290,7 +290,7 @@ def apply(norm, around, x, sublayer):
 
 @NORMS
 @pytest.mark.parametrize("norm_type", ["layer", "rms"])
-def test_encoder_layer_is_its_two_sentences(norm, norm_type):
+def test_encoder_layer_equals_its_two_equations(norm, norm_type):
     layer, x = encoder(norm=norm, norm_type=norm_type), normal(B, T, D)
     assert type(layer.around_attention.norm) is {"layer": nn.LayerNorm, "rms": RMSNorm}[norm_type]
     mask = torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(1)) > 0.4
@@ -301,7 +301,7 @@ def test_encoder_layer_is_its_two_sentences(norm, norm_type):
 
 @NORMS
 @pytest.mark.parametrize("norm_type", ["layer", "rms"])
-def test_decoder_layer_is_its_three_sentences(norm, norm_type):
+def test_decoder_layer_equals_its_three_equations(norm, norm_type):
     layer, x, memory = decoder(norm=norm, norm_type=norm_type), normal(B, T, D), normal(B, S, D)
     mask, memory_mask = padding_mask(torch.tensor([5, 3])), padding_mask(torch.tensor([7, 4]))
     h = apply(
@@ -374,8 +374,8 @@ def test_from_torch_copies_every_dropout_the_mode_and_the_dtype(kind):
     assert [part.dropout.p for part in around] == [0.4, 0.2, 0.2][: len(around)]
     assert [part.norm.eps for part in around] == [1e-5, 0.5, 1e-5][: len(around)]
     assert ours.feed_forward.dropout.p == 0.3
-    attentions = [part for part in ours.modules() if isinstance(part, MultiHeadAttention)]
-    assert [part.dropout for part in attentions] == [0.2] * len(attentions)
+    layers = [part for part in ours.modules() if isinstance(part, MultiHeadAttention)]
+    assert [part.dropout for part in layers] == [0.2] * len(layers)
     assert not {p.data_ptr() for p in ours.parameters()} & {
         p.data_ptr() for p in layer.parameters()
     }
@@ -401,7 +401,7 @@ def test_decoder_positions_see_their_past_and_all_of_the_memory(norm):
     assert (influence(lambda memory: layer(x, memory), [memory]) > 0).all()
 
 
-def test_decoder_masks_speak_each_about_its_own_attention():
+def test_decoder_layer_applies_each_mask_to_its_own_attention():
     layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D, seed=1)
     own, seen = padding_mask(torch.tensor([5, 3])), padding_mask(torch.tensor([7, 4]))
     felt = influence(lambda x: layer(x, memory, own, seen), [x]) > 0
@@ -410,7 +410,7 @@ def test_decoder_masks_speak_each_about_its_own_attention():
     assert torch.equal(felt, seen[:, 0].expand(B, T, S))
 
 
-def test_a_memory_that_may_not_be_read_changes_nothing_and_breaks_nothing():
+def test_decoder_layer_ignores_a_fully_masked_memory():
     layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D, seed=1).requires_grad_()
     nothing = torch.zeros(B, 1, 1, S, dtype=torch.bool)
     out = layer(x, memory, memory_mask=nothing)
@@ -457,7 +457,7 @@ def test_decoder_layer_in_pieces_equals_the_whole(norm, options):
             assert cache.self_attention.length == T
 
 
-def test_a_mask_beside_a_cache_speaks_about_all_positions_so_far():
+def test_mask_with_a_cache_covers_all_positions_so_far():
     layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D, seed=1)
     mask = torch.rand(B, 1, T, T, generator=torch.Generator().manual_seed(1)) > 0.4
     with torch.no_grad():
@@ -469,13 +469,13 @@ def test_a_mask_beside_a_cache_speaks_about_all_positions_so_far():
             start = rows.stop
 
 
-def test_the_cache_names_its_two_parts():
+def test_decoder_cache_names_its_two_parts():
     cache = LayerCache(KVCache(3), KVCache())
     assert cache.self_attention is cache[0] and cache.cross_attention is cache[1]
 
 
 @torch.no_grad()
-def test_a_layer_goes_on_from_the_rows_selected():
+def test_layers_continue_from_selected_cache_rows():
     layer, x, memory = decoder(), normal(3, T, D), normal(3, S, D, seed=1)
     for rows in ([2, 0, 1], [1, 1, 0, 2], [0]):
         cache = LayerCache(KVCache(T), KVCache())
@@ -507,7 +507,7 @@ def test_layers_have_as_many_parameters_as_the_formula(kind, options):
 
 
 @BOTH
-def test_no_part_is_used_twice(kind):
+def test_layers_use_no_part_twice(kind):
     layers = nn.ModuleList(kind(D, H, WIDE) for _ in range(3))
     assert n_parameters(layers) == 3 * n_parameters(layers[0])
     parts = [m for m in layers.modules() if not isinstance(m, nn.Identity | nn.ModuleList)]
@@ -519,7 +519,7 @@ def test_no_part_is_used_twice(kind):
 
 @BOTH
 @pytest.mark.parametrize("option", ["dropout", "attention_dropout"])
-def test_dropouts_act_in_training_alone(kind, option):
+def test_layers_drop_in_training_only(kind, option):
     inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
     layer = scatter(kind(D, H, WIDE, **{option: 0.5}))
     torch.manual_seed(0)
@@ -531,7 +531,7 @@ def test_dropouts_act_in_training_alone(kind, option):
 
 
 @BOTH
-def test_attention_dropout_reaches_every_attention_and_dropout_none(kind):
+def test_attention_dropout_reaches_every_attention_layer_and_dropout_none(kind):
     def rates(**options):
         layer = kind(D, H, WIDE, **options)
         return {m.dropout for m in layer.modules() if isinstance(m, MultiHeadAttention)}
@@ -540,14 +540,14 @@ def test_attention_dropout_reaches_every_attention_and_dropout_none(kind):
 
 
 @BOTH
-def test_heads_key_value_heads_and_activation_reach_their_parts(kind):
+def test_layers_pass_heads_and_activation_to_their_parts(kind):
     layer = kind(D, 6, WIDE, n_kv_heads=2, activation="geglu")
-    attentions = [part for part in layer.modules() if isinstance(part, MultiHeadAttention)]
-    assert {(part.n_heads, part.n_kv_heads) for part in attentions} == {(6, 2)}
+    layers = [part for part in layer.modules() if isinstance(part, MultiHeadAttention)]
+    assert {(part.n_heads, part.n_kv_heads) for part in layers} == {(6, 2)}
     assert layer.feed_forward.activation == "geglu"
 
 
-def test_positions_act_in_self_attention_alone():
+def test_positions_act_in_self_attention_only():
     x, memory, scheme = normal(B, T, D), normal(B, S, D, seed=1), AlibiBias(H)
     plain, marked = encoder(), encoder(positions=scheme)
     assert (plain(x) - marked(x)).abs().max() > 1e-3 and marked.attention.positions is scheme
@@ -559,13 +559,13 @@ def test_positions_act_in_self_attention_alone():
 
 
 @NORMS
-def test_the_order_of_norm_and_sublayer_shows_in_the_size_of_the_output(norm):
+def test_layer_outputs_have_the_size_that_the_norm_implies(norm):
     layer = EncoderLayer(D, H, WIDE, norm=norm).double()
     large = (layer(100 * normal(B, T, D)).square().mean(-1) - 1).abs().min()
     assert large < 1e-3 if norm == "post" else large > 1
 
 
-def test_recording_finds_each_attention_by_name():
+def test_recording_finds_each_attention_layer_by_name():
     layer, x, memory = decoder(), normal(B, T, D), normal(B, S, D)
     with recording(layer) as seen:
         layer(x, memory)
@@ -581,7 +581,7 @@ def test_recording_finds_each_attention_by_name():
 
 
 @NORMS
-def test_twelve_layers_keep_positions_apart_and_the_gradient_alive(norm):
+def test_twelve_layers_keep_positions_distinct_and_gradients_nonzero(norm):
     torch.manual_seed(0)
     layers = nn.Sequential(*(EncoderLayer(32, 4, 64, norm=norm) for _ in range(12)))
     x = torch.randn(1, 8, 32)
@@ -595,7 +595,7 @@ def test_twelve_layers_keep_positions_apart_and_the_gradient_alive(norm):
 @BOTH
 @NORMS
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
-def test_every_parameter_learns(kind, norm, activation):
+def test_layers_give_every_parameter_a_gradient(kind, norm, activation):
     inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
     layer = scatter(kind(D, H, WIDE, norm=norm, activation=activation))
     (layer(*inputs) * normal(B, T, D, seed=9)).sum().backward()
@@ -615,7 +615,7 @@ def test_layer_gradients_are_those_of_finite_differences(kind, norm):
 @BOTH
 @pytest.mark.parametrize("norm_type", ["layer", "rms"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_works_in_every_precision(kind, norm_type, dtype):
+def test_layers_work_in_every_precision(kind, norm_type, dtype):
     low = scatter(kind(D, H, WIDE, norm_type=norm_type)).to(dtype)
     inputs = [normal(B, T, D).to(dtype), normal(B, S, D).to(dtype)]
     inputs = inputs[: 1 if kind is EncoderLayer else 2]
@@ -627,7 +627,7 @@ def test_works_in_every_precision(kind, norm_type, dtype):
 
 @BOTH
 @pytest.mark.parametrize("shape", [(0, T, D), (B, 0, D), (0, 0, D), (B, 1, D)])
-def test_nothing_in_gives_nothing_out(kind, shape):
+def test_layers_accept_empty_inputs(kind, shape):
     x = torch.zeros(shape)
     layer = kind(D, H, WIDE)
     out = layer(x) if kind is EncoderLayer else layer(x, torch.zeros(shape[0], S, D))
@@ -635,7 +635,7 @@ def test_nothing_in_gives_nothing_out(kind, shape):
 
 
 @BOTH
-def test_inputs_are_not_written_to(kind):
+def test_layers_leave_inputs_unchanged(kind):
     inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
     kept = [x.clone() for x in inputs]
     for norm in ("post", "pre"):
@@ -644,7 +644,7 @@ def test_inputs_are_not_written_to(kind):
 
 
 @BOTH
-def test_a_state_dict_carries_everything(kind):
+def test_layers_round_trip_through_a_state_dict(kind):
     options = {"norm": "pre", "norm_type": "rms", "activation": "geglu"}
     inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
     first, second = scatter(kind(D, H, WIDE, **options)), kind(D, H, WIDE, **options).double()
@@ -654,7 +654,7 @@ def test_a_state_dict_carries_everything(kind):
 
 
 @BOTH
-def test_each_row_of_a_batch_is_on_its_own(kind):
+def test_layers_treat_batch_rows_independently(kind):
     inputs = [normal(B, T, D), normal(B, S, D)][: 1 if kind is EncoderLayer else 2]
     layer = scatter(kind(D, H, WIDE))
     alone = [layer(*(x[row : row + 1] for x in inputs)) for row in range(B)]
@@ -771,6 +771,6 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
         ),
     ],
 )
-def test_bad_input_is_refused_with_what_was_wanted_and_what_came(call, message):
+def test_layers_refuse_bad_input_with_both_numbers(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()

@@ -44,7 +44,7 @@ def loss_slowly(logits, labels, smoothing, padding):
 @pytest.mark.parametrize("padding", [PAD, 5, None])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("shape", [(), (N,), (2, N), (2, 3, N)])
-def test_the_loss_agrees_with_loops_over_labels_and_tokens(shape, smoothing, padding):
+def test_token_loss_agrees_with_loops_over_labels_and_tokens(shape, smoothing, padding):
     logits, labels = 3 * normal(*shape, V), ids(*shape)
     loss = token_loss(logits, labels, smoothing=smoothing, padding=padding)
     assert loss.shape == () and loss.dtype == torch.float64
@@ -52,7 +52,7 @@ def test_the_loss_agrees_with_loops_over_labels_and_tokens(shape, smoothing, pad
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_loss_agrees_with_torch(smoothing):
+def test_token_loss_agrees_with_torch(smoothing):
     logits, labels = normal(2, N, V), ids(2, N)
     options = {"label_smoothing": smoothing, "ignore_index": PAD, "reduction": "sum"}
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), **options)
@@ -61,7 +61,7 @@ def test_the_loss_agrees_with_torch(smoothing):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_losses_and_gradients_do_not_depend_on_how_rows_are_cut_into_strips(dtype, smoothing):
+def test_token_loss_and_gradients_do_not_depend_on_the_chunks(dtype, smoothing):
     vocab_size = 2**17  # four rows fill a strip
     logits, labels = normal(11, vocab_size, dtype=dtype).requires_grad_(), ids(11, high=vocab_size)
     labels[[0, 5, 10]] = PAD
@@ -76,7 +76,7 @@ def test_losses_and_gradients_do_not_depend_on_how_rows_are_cut_into_strips(dtyp
     torch.testing.assert_close(*pulls)
 
 
-def test_the_loss_stores_nothing_of_the_logits_size_but_their_gradient():
+def test_token_loss_stores_nothing_of_the_logits_size_but_their_gradient():
     kept = []
 
     class Keeping(TorchDispatchMode):
@@ -97,7 +97,7 @@ def test_the_loss_stores_nothing_of_the_logits_size_but_their_gradient():
 
 @pytest.mark.plain
 @pytest.mark.parametrize("padding", [PAD, None])
-def test_a_compiled_loss_is_the_same_in_one_graph(padding):
+def test_token_loss_compiles_into_one_graph(padding):
     compiled = torch.compile(token_loss, backend="eager", fullgraph=True)
     logits, labels = normal(3, N, V, dtype=torch.bfloat16).requires_grad_(), ids(3, N)
     options = {"smoothing": 0.1, "padding": padding}
@@ -106,7 +106,7 @@ def test_a_compiled_loss_is_the_same_in_one_graph(padding):
     torch.testing.assert_close(*(torch.autograd.grad(loss, logits) for loss in losses))
 
 
-def test_padding_is_pad_unless_told_otherwise_and_none_counts_every_label():
+def test_token_loss_ignores_padding_by_default_and_none_counts_every_label():
     logits, labels = normal(3, V), torch.tensor([PAD, 4, PAD])
     torch.testing.assert_close(token_loss(logits, labels), token_loss(logits[1], labels[1]))
     every = sum(token_loss(logits[i], labels[i], padding=None) for i in range(3))
@@ -116,7 +116,7 @@ def test_padding_is_pad_unless_told_otherwise_and_none_counts_every_label():
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_gradient_is_what_is_believed_minus_what_is_asked_for(smoothing):
+def test_token_loss_gradient_is_probabilities_minus_targets(smoothing):
     logits, labels = normal(N, V).requires_grad_(), torch.tensor([1, 2, PAD, 3, 4, PAD, 10])
     token_loss(logits, labels, smoothing=smoothing).backward()
     target = (1 - smoothing) * F.one_hot(labels, V) + smoothing / V
@@ -124,13 +124,13 @@ def test_the_gradient_is_what_is_believed_minus_what_is_asked_for(smoothing):
     torch.testing.assert_close(logits.grad, expected)
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_token_loss_gradients_agree_with_finite_differences():
     logits, labels = normal(3, 5).requires_grad_(), torch.tensor([1, 0, 4])
     assert torch.autograd.gradcheck(lambda z: token_loss(z, labels, smoothing=0.1), logits)
 
 
 @given(st.lists(st.integers(0, N), max_size=4), st.sampled_from([0.0, 0.1]))
-def test_parts_add_up_to_the_whole_however_they_are_cut(places, smoothing):
+def test_token_loss_of_parts_adds_up_to_the_whole(places, smoothing):
     logits, labels = normal(N, V), torch.tensor([3, PAD, 7, 10, PAD, PAD, 1])
     cuts = [0, *sorted(places), N]
     total = sum(
@@ -141,7 +141,7 @@ def test_parts_add_up_to_the_whole_however_they_are_cut(places, smoothing):
 
 
 @pytest.mark.parametrize("labels", [[], [PAD, PAD]])
-def test_nothing_but_padding_costs_nothing_and_pulls_nowhere(labels):
+def test_token_loss_of_padding_is_zero_with_zero_gradient(labels):
     logits = normal(len(labels), V).requires_grad_()
     loss = token_loss(logits, torch.tensor(labels, dtype=torch.long), smoothing=0.1)
     loss.backward()
@@ -149,13 +149,13 @@ def test_nothing_but_padding_costs_nothing_and_pulls_nowhere(labels):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_who_knows_nothing_loses_ln_v_however_labels_are_smoothed(smoothing):
+def test_token_loss_of_uniform_logits_is_ln_v_for_every_smoothing(smoothing):
     loss = token_loss(torch.zeros(N, V), ids(N), smoothing=smoothing, padding=None)
     assert loss.item() == pytest.approx(N * math.log(V), rel=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])
-def test_the_best_logits_reach_the_entropy_of_the_target_and_no_less(smoothing):
+def test_token_loss_minimum_is_the_entropy_of_the_smoothed_target(smoothing):
     label = 1 - smoothing + smoothing / V
     target = torch.full((V,), smoothing / V, dtype=torch.float64)
     target[4] = label
@@ -169,7 +169,7 @@ def test_the_best_logits_reach_the_entropy_of_the_target_and_no_less(smoothing):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_shares_too_small_to_be_told_from_zero_have_finite_logarithms(smoothing):
+def test_token_loss_of_underflowing_probabilities_is_finite(smoothing):
     logits = torch.tensor([[1e4, 0.0, -1e4]], requires_grad=True)
     loss = token_loss(logits, torch.tensor([2]), smoothing=smoothing)
     loss.backward()
@@ -178,7 +178,7 @@ def test_shares_too_small_to_be_told_from_zero_have_finite_logarithms(smoothing)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_summed_in_float32(dtype):
+def test_token_loss_sums_half_precision_logits_in_float32(dtype):
     logits, labels = normal(1000, V).to(dtype), ids(1000)
     loss = token_loss(logits, labels, smoothing=0.1)
     assert loss.dtype == torch.float32
@@ -189,7 +189,7 @@ def test_half_precision_logits_are_summed_in_float32(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.int16])
-def test_labels_of_every_integer_type_are_taken_and_nothing_is_written_to(dtype):
+def test_token_loss_accepts_labels_of_every_integer_type_and_leaves_inputs_unchanged(dtype):
     logits, labels = normal(N, V), ids(N).to(dtype)
     kept = logits.clone(), labels.clone()
     expected = token_loss(logits, labels.long())
@@ -197,7 +197,7 @@ def test_labels_of_every_integer_type_are_taken_and_nothing_is_written_to(dtype)
     assert torch.equal(logits, kept[0]) and torch.equal(labels, kept[1])
 
 
-def test_logits_need_not_be_contiguous():
+def test_token_loss_accepts_logits_that_are_not_contiguous():
     logits, labels = normal(V, N, 2).permute(2, 1, 0), ids(2, N)
     torch.testing.assert_close(token_loss(logits, labels), token_loss(logits.contiguous(), labels))
 
@@ -221,7 +221,7 @@ def translator(vocab_size=97):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_translation_loss_is_that_of_each_sentence_for_itself(smoothing):
+def test_translation_loss_is_the_sum_over_sentences(smoothing):
     model, batch, total = translator(), pairs(2, 7, 3), 0.0
     for source, target, n in zip(batch.source, batch.target, batch.source_lengths, strict=True):
         target = target[target != PAD]
@@ -231,7 +231,7 @@ def test_translation_loss_is_that_of_each_sentence_for_itself(smoothing):
     torch.testing.assert_close(translation_loss(model, batch, smoothing), total)
 
 
-def test_translation_loss_does_not_see_padding_on_either_side():
+def test_translation_loss_ignores_padding_on_either_side():
     model, batch = translator(), pairs(2, 7, 3)
     wider = Batch(
         F.pad(batch.source, (0, 2), value=96), F.pad(batch.target, (0, 3)), batch.source_lengths
@@ -239,7 +239,7 @@ def test_translation_loss_does_not_see_padding_on_either_side():
     torch.testing.assert_close(translation_loss(model, wider), translation_loss(model, batch))
 
 
-def test_parts_divided_by_all_tokens_give_the_gradient_of_the_batch():
+def test_micro_batches_divided_by_all_tokens_give_the_gradient_of_the_batch():
     model, batch = translator(), pairs(24, 3, 5, 2)
     weights = list(model.parameters())
 
@@ -271,7 +271,7 @@ def test_language_loss_counts_every_label():
         torch.testing.assert_close(language_loss(model, blocks, smoothing), expected)
 
 
-def test_a_newborn_translator_is_as_surprised_as_it_should_be():
+def test_translation_loss_at_initialization_is_near_its_expectation():
     batch = pairs(*[3, 11, 5, 24] * 8, high=997)
     loss = translation_loss(translator(997), batch).item() / batch.n_tokens
     assert 0 < loss - math.log(997) < 1
@@ -309,6 +309,6 @@ def test_a_newborn_translator_is_as_surprised_as_it_should_be():
         ),
     ],
 )
-def test_bad_input_is_refused_with_what_was_wanted_and_what_came(call, message):
+def test_losses_refuse_bad_input_with_both_values(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()

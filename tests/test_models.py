@@ -69,7 +69,7 @@ def torch_logits(model, embedding, table, source, target, visible=None):
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_agrees_with_torch_after_from_torch(norm_first, activation, bias):
+def test_transformer_agrees_with_torch_after_from_torch(norm_first, activation, bias):
     options = {"norm_first": norm_first, "activation": activation, "bias": bias}
     theirs, embedding = torch_model(**options, layer_norm_eps=1e-2)
     ours = Transformer.from_torch(theirs, embedding, max_len=11)
@@ -104,7 +104,7 @@ def test_from_torch_without_final_norms():
     torch.testing.assert_close(ours(source, target), expected, rtol=0, atol=1e-10)
 
 
-def test_what_enters_the_first_layer_is_scaled_embedding_plus_position():
+def test_transformer_adds_positions_to_scaled_embeddings():
     model, entered = build(), []
     model.encoder[0].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
     source, target = draw()
@@ -113,7 +113,7 @@ def test_what_enters_the_first_layer_is_scaled_embedding_plus_position():
     torch.testing.assert_close(entered[0], expected, rtol=0, atol=0)
 
 
-def test_encode_then_decode_is_forward():
+def test_transformer_forward_is_encode_then_decode():
     model, mask = build(), padding_mask(torch.tensor([4, 7, 2]))
     source, target = draw()
     memory = model.encode(source, mask)
@@ -125,7 +125,7 @@ def test_encode_then_decode_is_forward():
 
 
 @pytest.mark.parametrize("options", [{}, {**MODERN, "positions": "rotary"}], ids=["2017", "modern"])
-def test_passes_the_examination_of_chapter_00(options):
+def test_transformer_passes_the_conformance_kit(options):
     torch.manual_seed(0)
     check_model(Transformer(small(**options)), vocab_size=V).raise_if_failed()
 
@@ -154,7 +154,7 @@ def test_transformer_passes_check_model_at_a_real_width(options):
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("options", [{}, MODERN, {"n_kv_heads": 1}], ids=["2017", "modern", "mqa"])
-def test_cached_equals_uncached_at_every_split(positions, options):
+def test_transformer_with_a_cache_equals_one_pass_at_every_split(positions, options):
     model, mask = build(positions=positions, **options), padding_mask(torch.tensor([4, 7, 2]))
     source, target = draw()
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_cached_equals_uncached_at_every_split(positions, options):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_the_future_stays_unseen_and_the_past_is_seen(positions):
+def test_transformer_decoder_sees_the_past_and_not_the_future(positions):
     model = build(positions=positions)
     source, target = draw()
     logits = model(source, target)
@@ -181,7 +181,7 @@ def test_the_future_stays_unseen_and_the_past_is_seen(positions):
         assert (moved[:t] == 0).all() and (moved[t:] > 1e-6).all()
 
 
-def test_padding_changes_nothing_and_a_real_token_does():
+def test_transformer_ignores_padding_and_not_a_token():
     model, lengths = build(), torch.tensor([4, 7, 2])
     source, target = draw()
     mask = padding_mask(lengths)
@@ -197,7 +197,7 @@ def test_padding_changes_nothing_and_a_real_token_does():
         assert not torch.allclose(model(changed, target, source_mask=mask)[b], logits[b])
 
 
-def test_a_target_mask_hides_further_target_tokens():
+def test_transformer_target_mask_hides_target_tokens():
     model = build()
     source, target = draw()
     hidden = torch.ones(T, T, dtype=torch.bool)
@@ -211,7 +211,7 @@ def test_a_target_mask_hides_further_target_tokens():
     torch.testing.assert_close(one[:, 2:], two[:, 2:], rtol=0, atol=0)
 
 
-def test_an_empty_batch_and_empty_sequences_are_legal():
+def test_transformer_accepts_empty_batches_and_sequences():
     model = build()
     for batch, s, t in ((0, S, T), (B, 0, T), (B, S, 0), (B, 0, 0)):
         logits = model(*draw(batch, s, t))
@@ -224,7 +224,7 @@ def test_an_empty_batch_and_empty_sequences_are_legal():
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-def test_a_source_of_nothing_but_padding_has_finite_gradients():
+def test_transformer_gradients_are_finite_for_a_source_of_padding():
     model = build()
     source, target = draw()
     with torch.autograd.detect_anomaly(check_nan=True):
@@ -235,7 +235,7 @@ def test_a_source_of_nothing_but_padding_has_finite_gradients():
 # --- state -------------------------------------------------------------------------------------
 
 
-def test_a_state_dict_makes_the_round_trip():
+def test_transformer_round_trips_through_a_state_dict():
     one, two = build(seed=0, positions="relative"), build(seed=1, positions="relative")
     source, target = draw()
     assert not torch.allclose(one(source, target), two(source, target))
@@ -254,7 +254,7 @@ def test_a_state_dict_makes_the_round_trip():
     ],
     ids=["to", "deepcopy", "pickle", "half"],
 )
-def test_tied_weights_stay_tied(change):
+def test_transformer_tied_weights_stay_tied(change):
     model = change(build())
     assert model.output.weight is model.embedding.weight
     assert n_parameters(model) == cost(model.config).parameters
@@ -266,7 +266,7 @@ def test_tied_weights_stay_tied(change):
     assert not torch.equal(model.output.weight, before)
 
 
-def test_untied_weights_are_two():
+def test_transformer_untied_weights_are_two():
     model = build(tie_embeddings=False)
     assert model.output.weight is not model.embedding.weight
     assert not torch.equal(model.output.weight, model.embedding.weight)
@@ -275,7 +275,7 @@ def test_untied_weights_are_two():
     )  # 744 draws: 4 sigma
 
 
-def test_every_layer_has_its_own_weights():
+def test_transformer_layers_have_their_own_weights():
     model = build()
     layers = [*model.encoder, *model.decoder]
     weights = {layer.feed_forward.inner.weight.data_ptr() for layer in layers}
@@ -283,7 +283,7 @@ def test_every_layer_has_its_own_weights():
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")
-def test_hooks_fire_and_no_recurrence_or_convolution_hides_inside():
+def test_transformer_contains_no_recurrence_or_convolution():
     model, fired = build(), []
     model.register_forward_hook(lambda *_: fired.append("forward"))
     model.register_full_backward_hook(lambda *_: fired.append("backward"))
@@ -293,7 +293,7 @@ def test_hooks_fire_and_no_recurrence_or_convolution_hides_inside():
     assert not any(isinstance(module, banned) for module in model.modules())
 
 
-def test_evaluation_is_deterministic_and_training_is_not():
+def test_transformer_is_deterministic_in_evaluation_only():
     source, target = draw()
     for options in ({"dropout": 0.5}, {"attention_dropout": 0.5}):
         model = build(**options)
@@ -302,7 +302,7 @@ def test_evaluation_is_deterministic_and_training_is_not():
         assert not torch.equal(model(source, target), model(source, target))
 
 
-def test_dropout_falls_on_sums_of_embedding_and_position():
+def test_transformer_drops_sums_of_embedding_and_position():
     model, entered = build(dropout=0.5).train(), []
     model.encoder[0].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
     torch.manual_seed(0)
@@ -315,7 +315,7 @@ def test_dropout_falls_on_sums_of_embedding_and_position():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_a_newborn_untied_model_loses_half_a_nat_above_ln_v(norm):
+def test_transformer_untied_loss_at_initialization_is_half_a_nat_above_ln_v(norm):
     torch.manual_seed(0)
     model = Transformer(small(d_model=96, tie_embeddings=False, final_norm=True, norm=norm))
     source, target = draw(batch=100)
@@ -324,7 +324,7 @@ def test_a_newborn_untied_model_loses_half_a_nat_above_ln_v(norm):
     assert loss - math.log(V) == pytest.approx(0.5, abs=0.25)  # std 1 would lose about 50
 
 
-def test_a_newborn_tied_model_is_neither_certain_nor_clairvoyant():
+def test_transformer_tied_at_initialization_is_neither_certain_nor_informed():
     torch.manual_seed(0)
     model = Transformer(small(d_model=96))
     source, target = draw(batch=100)
@@ -334,7 +334,7 @@ def test_a_newborn_tied_model_is_neither_certain_nor_clairvoyant():
     assert model.embedding.weight.detach().std().item() == pytest.approx(96**-0.5, rel=0.05)
 
 
-def test_it_can_learn_one_batch_by_heart():
+def test_transformer_can_overfit_one_batch():
     model = Transformer(small()).train()  # a smoke test: most faults survive it
     source, target = draw()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -350,7 +350,7 @@ def test_it_can_learn_one_batch_by_heart():
 # --- configuration -----------------------------------------------------------------------------
 
 
-def test_a_config_is_frozen_hashable_and_replaceable():
+def test_config_is_frozen_hashable_and_replaceable():
     config = small()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.d_model = 48
@@ -359,7 +359,7 @@ def test_a_config_is_frozen_hashable_and_replaceable():
     assert config.kv_heads == 2 and small(n_kv_heads=1).kv_heads == 1
 
 
-def test_final_norms_come_with_pre_norm_unless_told():
+def test_config_final_norm_follows_pre_norm_by_default():
     kinds = {
         (norm, final): type(build(norm=norm, final_norm=final).encoder_norm)
         for norm in ("post", "pre")
@@ -370,7 +370,7 @@ def test_final_norms_come_with_pre_norm_unless_told():
     assert type(build(norm="pre", norm_type="rms").decoder_norm) is RMSNorm
 
 
-def test_the_presets_are_those_of_the_paper():
+def test_config_presets_are_those_of_the_paper():
     base, big = TransformerConfig.base(), TransformerConfig.big()
     sizes = ("vocab_size", "d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers")
     assert [getattr(base, name) for name in sizes] == [37_000, 512, 8, 2048, 6, 6]
@@ -396,7 +396,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_every_field_changes_the_model(field):
+def test_config_fields_each_change_the_model(field):
     before, after = small(), dataclasses.replace(small(), **{field: CHANGES[field]})
     assert cost(after).parameters == n_parameters(Transformer(after))
     if field in ("n_heads", "activation"):  # no parameter more or less, but another function
@@ -424,7 +424,7 @@ def test_relative_buckets_look_both_ways_in_the_encoder_only():
 # --- the cache ---------------------------------------------------------------------------------
 
 
-def test_the_cache_defaults_to_max_len():
+def test_make_cache_defaults_to_max_len():
     with torch.no_grad():
         model = build()
         memory, cache = model.encode(draw()[0]), model.make_cache()
@@ -458,7 +458,7 @@ def test_the_cache_defaults_to_max_len():
         ({"max_len": -1}, "max_len must be an integer at least 1, got -1"),
     ],
 )
-def test_impossible_configs_are_refused(changes, message):
+def test_config_refuses_impossible_values(changes, message):
     with pytest.raises(ValueError, match=f"TransformerConfig: {message}"):
         small(**changes)
 
@@ -493,12 +493,12 @@ SHORT = torch.zeros(1, 2, dtype=torch.int64)
         (SHORT, SHORT.repeat(3, 1), r"\(3, 2.*\(1, 2"),
     ],
 )
-def test_bad_tokens_are_refused(source, target, message):
+def test_transformer_refuses_bad_tokens(source, target, message):
     with pytest.raises(ValueError, match=message):
         build()(source, target)
 
 
-def test_int32_tokens_are_as_good_as_int64():
+def test_transformer_accepts_int32_tokens():
     source, target = draw()
     model = build()
     torch.testing.assert_close(
@@ -507,7 +507,7 @@ def test_int32_tokens_are_as_good_as_int64():
 
 
 @pytest.mark.bad_input
-def test_caches_that_do_not_fit_are_refused():
+def test_transformer_refuses_caches_that_do_not_fit():
     model, (source, target) = build(), draw()
     with torch.no_grad():
         memory = model.encode(source)
@@ -527,7 +527,7 @@ def test_caches_that_do_not_fit_are_refused():
 
 
 @pytest.mark.bad_input
-def test_masks_that_are_not_boolean_or_do_not_fit_are_refused():
+def test_transformer_refuses_masks_that_are_not_boolean_or_do_not_fit():
     model, (source, target) = build(), draw()
     with pytest.raises(ValueError, match="source_mask must be boolean of shape"):
         model(source, target, source_mask=torch.ones(S))
@@ -544,7 +544,7 @@ def test_masks_that_are_not_boolean_or_do_not_fit_are_refused():
 
 
 @pytest.mark.bad_input
-def test_torch_models_without_a_counterpart_are_refused():
+def test_from_torch_refuses_models_without_a_counterpart():
     theirs, embedding = torch_model()
     with pytest.raises(ValueError, match="embedding must have width d_model = 24, got 23"):
         Transformer.from_torch(theirs, nn.Embedding(V, 23))
@@ -585,7 +585,7 @@ def in_pieces(model, source, source_mask, pieces):
 
 
 @pytest.mark.parametrize("options", [{}, {**MODERN, "positions": "rotary"}], ids=["2017", "modern"])
-def test_a_decoder_only_passes_the_examination_of_chapter_00(options):
+def test_decoder_only_passes_the_conformance_kit(options):
     torch.manual_seed(0)
     model = DecoderOnly(small(**options))
     report = check_model(model, vocab_size=V, decoder_only=True, cached=in_pieces)
@@ -596,7 +596,7 @@ def test_a_decoder_only_passes_the_examination_of_chapter_00(options):
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first, bias):
+def test_decoder_only_equals_torchs_encoder_with_a_causal_mask(norm_first, bias):
     torch.manual_seed(2)
     options = {"dim_feedforward": 37, "batch_first": True, "norm_first": norm_first, "bias": bias}
     layer = nn.TransformerEncoderLayer(24, 2, activation="gelu", **options)
@@ -616,7 +616,7 @@ def test_a_decoder_only_is_torchs_encoder_with_a_causal_mask(norm_first, bias):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_changed_token_moves_a_decoder_only_from_its_place_on(positions):
+def test_decoder_only_outputs_change_from_a_changed_token_on(positions):
     model, tokens = writer(positions=positions), texts()
     logits = model(tokens)
     for t in range(S):
@@ -627,7 +627,7 @@ def test_a_changed_token_moves_a_decoder_only_from_its_place_on(positions):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_decoder_only_sees_its_past_and_nothing_else(positions):
+def test_decoder_only_sees_the_past_and_nothing_else(positions):
     model = writer(positions=positions)
     model.embedding.weight.requires_grad_(False)
     tokens = texts(batch=1)
@@ -641,7 +641,7 @@ def test_a_decoder_only_sees_its_past_and_nothing_else(positions):
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_decoder_only_with_a_cache_is_itself_at_every_split(positions, n_kv_heads):
+def test_decoder_only_with_a_cache_equals_one_pass_at_every_split(positions, n_kv_heads):
     model = writer(positions=positions, n_heads=4, n_kv_heads=n_kv_heads)
     tokens = texts()
     whole = model(tokens)
@@ -659,7 +659,7 @@ def test_a_decoder_only_with_a_cache_is_itself_at_every_split(positions, n_kv_he
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_padding_on_the_left_changes_nothing(positions, n_kv_heads):
+def test_decoder_only_ignores_padding_on_the_left(positions, n_kv_heads):
     model, tokens = writer(positions=positions, n_kv_heads=n_kv_heads), texts()
     lengths = [3, S, 5]
     mask = real(lengths)
@@ -675,14 +675,14 @@ def test_padding_on_the_left_changes_nothing(positions, n_kv_heads):
             torch.testing.assert_close(row[S - n :], wanted)
 
 
-def test_a_mask_for_one_row_serves_all():
+def test_decoder_only_applies_a_mask_of_one_row_to_all():
     model, tokens = writer(), texts()
     torch.testing.assert_close(model(tokens, real([5])), model(tokens, real([5] * B)))
     torch.testing.assert_close(model(tokens, real([S])), model(tokens))
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
-def test_padding_uses_up_no_positions(positions):
+def test_decoder_only_gives_padding_no_positions(positions):
     model, tokens = writer(positions=positions), texts(length=13)  # max_len is 11
     logits = model(tokens, real([5, 11, 2], 13))
     for row, n, got in zip(tokens, [5, 11, 2], logits, strict=True):
@@ -691,7 +691,7 @@ def test_padding_uses_up_no_positions(positions):
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_padding_has_finite_gradients_even_where_there_is_nothing_else(positions):
+def test_decoder_only_gradients_are_finite_for_rows_of_padding(positions):
     model, tokens = writer(positions=positions), texts()
     with torch.autograd.detect_anomaly(check_nan=True):
         model(tokens, real([0, 2, S])).square().sum().backward()
@@ -700,7 +700,7 @@ def test_padding_has_finite_gradients_even_where_there_is_nothing_else(positions
 
 @pytest.mark.parametrize("window", [1, 2, 3])
 @pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
-def test_a_window_given_as_a_mask_is_kept_by_the_cache(positions, window):
+def test_decoder_only_cache_keeps_a_window_given_as_a_mask(positions, window):
     """A position sees itself and the window - 1 before it, with a cache as without."""
     model = build(positions=positions, n_kv_heads=1)
     source, target = draw()
@@ -722,7 +722,7 @@ def test_a_window_given_as_a_mask_is_kept_by_the_cache(positions, window):
     torch.testing.assert_close(torch.cat(steps, dim=1), whole)
 
 
-def test_a_decoder_only_shares_one_scheme_and_one_matrix():
+def test_decoder_only_uses_one_position_scheme_and_one_embedding_matrix():
     model = writer(positions="relative", n_encoder_layers=1)
     assert len(model.decoder) == 3  # the encoder's depth says nothing
     schemes = {id(layer.attention.positions) for layer in model.decoder}
@@ -752,7 +752,7 @@ WIDTHS = {
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_decoder_only_starts_near_ln_v_at_real_widths(width, norm, positions, tie):
+def test_decoder_only_loss_at_initialization_is_near_ln_v(width, norm, positions, tie):
     vocab_size, sizes = WIDTHS[width]
     options = {"norm": norm, "positions": positions, "tie_embeddings": tie, "max_len": 9}
     model = DecoderOnly(TransformerConfig(vocab_size=vocab_size, **sizes, **options))
@@ -761,7 +761,7 @@ def test_a_decoder_only_starts_near_ln_v_at_real_widths(width, norm, positions, 
 
 @pytest.mark.parametrize("vocab_size", [65, 50_257])
 @pytest.mark.parametrize("preset", ["tiny", "base"])
-def test_every_preset_without_an_encoder_passes_check_model(preset, vocab_size):
+def test_presets_without_an_encoder_pass_check_model(preset, vocab_size):
     for changes in ({}, GPT):
         changes = changes | ({"n_decoder_layers": 2} if vocab_size > 100 else {})
         model = DecoderOnly(getattr(TransformerConfig, preset)(vocab_size, **changes)).eval()
@@ -772,14 +772,14 @@ def test_every_preset_without_an_encoder_passes_check_model(preset, vocab_size):
 
 
 @pytest.mark.parametrize("preset", ["tiny", "base", "big"])
-def test_every_preset_starts_near_ln_v(preset):
+def test_presets_start_near_ln_v(preset):
     config = getattr(TransformerConfig, preset)(vocab_size=37_000)
     assert -0.1 < _above_ln_v(Transformer(config), 37_000, 8) < 1
     assert -0.1 < _above_ln_v(DecoderOnly(config), 37_000, 8) < 1
 
 
 @pytest.mark.parametrize("depth", [1, 8])
-def test_a_pre_norm_decoder_only_draws_its_matrices_as_gpt2_does(depth):
+def test_decoder_only_pre_norm_draws_its_matrices_as_gpt2_does(depth):
     options = GPT | {"activation": "swiglu", "n_decoder_layers": depth, "max_len": 500}
     model = DecoderOnly(TransformerConfig.tiny(500, d_model=128, **options))
     for name, weight in model.named_parameters():
@@ -789,7 +789,7 @@ def test_a_pre_norm_decoder_only_draws_its_matrices_as_gpt2_does(depth):
             assert weight.std().item() == pytest.approx(wanted, rel=0.03), name
 
 
-def test_a_pre_norm_decoder_only_adds_positions_to_unscaled_token_vectors():
+def test_decoder_only_pre_norm_adds_positions_to_unscaled_embeddings():
     for positions in ("sinusoidal", "learned"):
         model, tokens = writer(norm="pre", positions=positions), texts()
         model.decoder, model.decoder_norm = nn.ModuleList(), nn.Identity()
@@ -799,20 +799,20 @@ def test_a_pre_norm_decoder_only_adds_positions_to_unscaled_token_vectors():
     torch.testing.assert_close(table, 0.02 * sinusoidal_positions(*table.shape).double())
 
 
-def test_a_decoder_only_comes_back_from_its_state():
+def test_decoder_only_round_trips_through_a_state_dict():
     model, other = writer(seed=0), writer(seed=1)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other(texts()), model(texts()))
 
 
-def test_a_decoder_only_takes_nothing():
+def test_decoder_only_accepts_empty_inputs():
     assert writer()(texts(batch=0)).shape == (0, S, V)
     assert writer()(texts(length=0)).shape == (B, 0, V)
     assert writer()(texts(batch=0), real([S])).shape == (0, S, V)
     assert writer()(texts(length=0), real([0] * B, 0)).shape == (B, 0, V)
 
 
-def test_dropout_acts_in_training_only():
+def test_decoder_only_drops_in_training_only():
     model = writer(dropout=0.5)
     quiet = model(texts())
     torch.testing.assert_close(quiet, model(texts()))
@@ -821,7 +821,7 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.bad_input
-def test_a_decoder_only_refuses_what_it_cannot_read():
+def test_decoder_only_refuses_bad_input():
     model, tokens = writer(), texts()
     with pytest.raises(
         ValueError,
@@ -857,7 +857,7 @@ def test_a_decoder_only_refuses_what_it_cannot_read():
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_padding_between_tokens_changes_nothing_or_is_refused(positions):
+def test_decoder_only_ignores_or_refuses_padding_between_tokens(positions):
     model, tokens = writer(positions=positions), torch.tensor([[5, 6, 0, 0, 7, 8]])
     mask = (tokens != 0)[:, None, None]
     if positions in ("rotary", "alibi", "relative"):
@@ -871,7 +871,7 @@ def test_padding_between_tokens_changes_nothing_or_is_refused(positions):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_model_made_on_the_meta_device_loads_and_computes_the_same(positions):
+def test_models_made_on_the_meta_device_load_and_compute_the_same(positions):
     wanted = build(positions=positions).float()
     for assign in (False, True):
         with torch.device("meta"):
@@ -883,7 +883,7 @@ def test_a_model_made_on_the_meta_device_loads_and_computes_the_same(positions):
 
 
 @pytest.mark.plain
-def test_a_config_refuses_options_of_another_type():
+def test_config_refuses_options_of_another_type():
     wrong = {
         "bias": ("false", None, 1, np.True_),
         "tie_embeddings": ("no", 0),

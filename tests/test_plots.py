@@ -1,4 +1,4 @@
-"""A figure is an API: orientation, scale, labels, roles of colour, and what helpers must not do."""
+"""A figure is an API: orientation, scale, labels, color roles, and what helpers must not do."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def causal(n):
 
 
 def painted(ax, n_rows, n_columns):
-    """Read the colours in the middle of each cell back from the rendered page."""
+    """Read the colors in the middle of each cell back from the rendered page."""
     canvas = FigureCanvasAgg(ax.figure)
     canvas.draw()
     page = np.asarray(canvas.buffer_rgba())[::-1, :, :3] / 255
@@ -71,7 +71,7 @@ def helpers():
 # Orientation --------------------------------------------------------------------------------------
 
 
-def test_first_query_is_the_top_row_and_the_scale_is_fixed():
+def test_heatmap_puts_the_first_query_on_top_with_a_fixed_scale():
     ax = attention_heatmap(
         torch.tensor([[0.1, 0.9, 0.0], [0.3, 0.3, 0.4]]), ["a", "b"], ["x", "y", "z"]
     )
@@ -81,19 +81,19 @@ def test_first_query_is_the_top_row_and_the_scale_is_fixed():
     assert labels(ax.yaxis) == ["a", "b"] and labels(ax.xaxis) == ["x", "y", "z"]
 
 
-def test_the_rendered_page_shows_each_weight_in_its_place():
+def test_heatmap_renders_each_weight_in_its_cell():
     table = weights(T, S)
     expected = plt.get_cmap("Blues")(table.double().numpy())[..., :3]
     np.testing.assert_allclose(painted(attention_heatmap(table), T, S), expected, atol=1.5 / 255)
 
 
-def test_a_word_reads_its_own_row():
+def test_heatmap_row_holds_the_weights_of_its_query():
     ax = attention_heatmap(torch.eye(5).roll(1, 0), QUERIES, QUERIES)
     darkest = painted(ax, 5, 5).sum(-1).argmin(-1)
     assert [QUERIES[s] for s in darkest] == ["e", "a", "b", "c", "d"]
 
 
-def test_axes_are_named_and_tinted_by_their_roles():
+def test_heatmap_axes_are_named_and_colored_by_role():
     ax = attention_heatmap(weights(T, S))
     assert (ax.get_ylabel(), ax.get_xlabel()) == ("query", "key")
     assert to_hex(ax.yaxis.label.get_color()).upper() == COLOURS["query"] == "#0072B2"
@@ -101,19 +101,19 @@ def test_axes_are_named_and_tinted_by_their_roles():
     assert COLOURS["value"] == "#009E73"
 
 
-def test_other_axis_names_are_not_tinted():
+def test_matrix_plot_colors_no_other_axis_names():
     ax = matrix_plot(weights(T, S), row_name="output position", column_name="value position")
     assert ax.yaxis.label.get_color() == plt.rcParams["axes.labelcolor"]
     assert to_hex(ax.xaxis.label.get_color()).upper() == COLOURS["value"]
 
 
-def test_without_labels_whole_positions_are_numbered():
+def test_heatmap_without_labels_numbers_positions():
     ax = attention_heatmap(weights(T, S))
     ax.figure.canvas.draw()
     assert {"0", "1", "2", "3", "4"} <= set(labels(ax.yaxis))
 
 
-def test_cells_are_square():
+def test_heatmap_cells_are_square():
     assert attention_heatmap(weights(T, S)).get_aspect() == 1
     assert position_plot(weights(T, S)).get_aspect() == "auto"
 
@@ -121,13 +121,13 @@ def test_cells_are_square():
 # Scale --------------------------------------------------------------------------------------------
 
 
-def test_weights_are_blue_and_zero_is_the_lightest():
+def test_heatmap_is_blue_with_zero_lightest():
     image = attention_heatmap(weights(T, S)).images[0]
     lightness = image.cmap(np.linspace(0, 1, 17))[:, :3].sum(-1)
     assert image.cmap.name == "Blues" and (np.diff(lightness) < 0).all()
 
 
-def test_signed_scores_are_centred_on_a_white_zero():
+def test_matrix_plot_centers_signed_scores_on_a_white_zero():
     scores = torch.tensor([[-1.0, 0.0], [3.0, 0.5]])
     image = attention_heatmap(scores, signed=True).images[0]
     assert image.get_clim() == (-3.0, 3.0) and image.cmap.name == "RdBu_r"
@@ -136,28 +136,28 @@ def test_signed_scores_are_centred_on_a_white_zero():
     assert red > blue
 
 
-def test_scores_of_one_sign_are_still_centred():
+def test_matrix_plot_centers_scores_of_one_sign():
     assert attention_heatmap(torch.ones(2, 3), signed=True).images[0].get_clim() == (-1, 1)
     assert position_plot(torch.ones(2, 3) * 2).images[0].get_clim() == (-2, 2)
 
 
-def test_a_constant_zero_can_be_drawn():
+def test_matrix_plot_draws_a_constant_zero():
     assert attention_heatmap(torch.zeros(2, 3), signed=True).images[0].get_clim() == (-1, 1)
     ax = matrix_plot(torch.zeros(2, 3), row_name="a", column_name="b")
     assert ax.images[0].get_clim() == (0, 1)
 
 
-def test_a_matrix_without_negative_numbers_starts_at_zero():
+def test_matrix_plot_of_nonnegative_numbers_starts_at_zero():
     ax = matrix_plot(torch.full((2, 3), 5.0), row_name="a", column_name="b")
     assert ax.images[0].get_clim() == (0, 5) and ax.images[0].cmap.name == "Blues"
 
 
-def test_limits_make_panels_compare():
+def test_matrix_plot_limits_make_panels_comparable():
     ax = position_plot(torch.ones(2, 3), limits=(-4, 4))
     assert ax.images[0].get_clim() == (-4, 4)
 
 
-def test_the_bar_names_what_it_measures_and_can_be_left_out():
+def test_color_bar_has_a_label_and_is_optional():
     def bars(ax):
         return [a.get_ylabel() for a in ax.figure.axes if a is not ax]
 
@@ -166,7 +166,7 @@ def test_the_bar_names_what_it_measures_and_can_be_left_out():
     assert bars(attention_heatmap(weights(T, S), bar=False)) == []
 
 
-def test_numbers_are_written_into_their_cells_and_stay_legible():
+def test_digits_are_written_into_their_cells_legibly():
     ax = attention_heatmap(torch.tensor([[0.0, 1.0], [0.25, 0.75]]), digits=2)
     found = {text.get_position(): text.get_text() for text in ax.texts}
     assert found == {(0, 0): "0.00", (1, 0): "1.00", (0, 1): "0.25", (1, 1): "0.75"}
@@ -176,21 +176,21 @@ def test_numbers_are_written_into_their_cells_and_stay_legible():
 # Masks --------------------------------------------------------------------------------------------
 
 
-def is_grey(colour):
-    return np.ptp(colour) < 0.02 and colour.mean() < 0.95
+def is_gray(color):
+    return np.ptp(color) < 0.02 and color.mean() < 0.95
 
 
-def test_forbidden_is_grey_and_hatched_and_small_is_not():
+def test_masked_cells_are_gray_and_hatched_and_small_weights_are_not():
     table = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
     ax = attention_heatmap(table, mask=causal(3))
     drawn = painted(ax, 3, 3)
     for t in range(3):
         for s in range(3):
-            assert is_grey(drawn[t, s]) == (s > t), (t, s)
+            assert is_gray(drawn[t, s]) == (s > t), (t, s)
     assert [c.get_hatch() for c in ax.collections] == ["////"]
 
 
-def test_a_leak_keeps_its_colour_under_the_hatching():
+def test_masked_cell_with_a_weight_keeps_its_color_under_the_hatching():
     ax = attention_heatmap(torch.full((3, 3), 1 / 3), mask=causal(3))
     assert not np.ma.getmaskarray(ax.images[0].get_array()).any()
     (hatching,) = ax.collections
@@ -198,27 +198,27 @@ def test_a_leak_keeps_its_colour_under_the_hatching():
     assert len(hatching.get_paths()) == 3
 
 
-def test_scores_under_a_mask_are_grey_and_do_not_stretch_the_scale():
+def test_masked_scores_are_gray_and_outside_the_scale():
     scores = torch.ones(3, 3).masked_fill(~causal(3), -1e9)
     ax = attention_heatmap(scores, mask=causal(3), signed=True)
     assert ax.images[0].get_clim() == (-1, 1)
     assert np.array_equal(np.ma.getmaskarray(ax.images[0].get_array()), ~causal(3).numpy())
 
 
-def test_a_score_of_minus_infinity_is_forbidden():
+def test_score_of_minus_infinity_is_drawn_as_masked():
     scores = torch.ones(3, 3).masked_fill(~causal(3), -torch.inf)
     image = attention_heatmap(scores, signed=True).images[0]
     assert np.array_equal(np.ma.getmaskarray(image.get_array()), ~causal(3).numpy())
 
 
-def test_a_padding_mask_of_one_row_serves_all_queries():
+def test_padding_mask_of_one_row_applies_to_all_queries():
     mask = torch.tensor([[True] * 4 + [False] * 3])
     table = torch.zeros(T, S)
     hidden = np.ma.getmaskarray(attention_heatmap(table, mask=mask).images[0].get_array())
     assert hidden[:, 4:].all() and not hidden[:, :4].any()
 
 
-def test_a_mask_that_allows_nothing_leaves_only_grey():
+def test_empty_mask_leaves_only_gray():
     ax = attention_heatmap(torch.zeros(2, 3), mask=torch.zeros(2, 3, dtype=torch.bool))
     assert np.ma.getmaskarray(ax.images[0].get_array()).all()
 
@@ -226,7 +226,7 @@ def test_a_mask_that_allows_nothing_leaves_only_grey():
 # Heads --------------------------------------------------------------------------------------------
 
 
-def test_heads_share_one_scale_and_one_bar_in_reading_order():
+def test_head_grid_uses_one_scale_and_one_bar_in_reading_order():
     table = weights(H, T, S)
     axes = head_grid(table, QUERIES, KEYS, columns=2)
     assert len(axes) == H and all(isinstance(ax, Axes) for ax in axes)
@@ -241,14 +241,14 @@ def test_heads_share_one_scale_and_one_bar_in_reading_order():
     assert axes[2].get_position().y0 < axes[0].get_position().y0
 
 
-def test_outer_panels_carry_the_names():
+def test_head_grid_names_axes_on_outer_panels():
     axes = head_grid(weights(H, T, S), QUERIES, KEYS, columns=2)
     assert [ax.get_ylabel() for ax in axes] == ["query", "", "query"]
     assert [ax.get_xlabel() for ax in axes] == ["", "key", "key"]
     assert labels(axes[0].yaxis) == QUERIES and labels(axes[2].xaxis) == KEYS
 
 
-def test_each_head_may_have_its_own_mask():
+def test_head_grid_accepts_a_mask_for_each_head():
     mask = torch.stack([causal(3), torch.ones(3, 3, dtype=torch.bool)])
     axes = head_grid(torch.zeros(2, 3, 3), mask=mask)
     hidden = [np.ma.getmaskarray(ax.images[0].get_array()).sum() for ax in axes]
@@ -258,7 +258,7 @@ def test_each_head_may_have_its_own_mask():
 # Curves -------------------------------------------------------------------------------------------
 
 
-def test_curves_differ_without_colour():
+def test_training_curves_differ_without_color():
     runs = {f"run {i}": [3.0 - i, 2.0, 1.0] for i in range(6)}
     ax = training_curves(runs)
     lines = [line for line in ax.lines if len(line.get_xdata())]
@@ -271,13 +271,13 @@ def labels_of_legend(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_no_curve_wears_the_colour_of_a_role():
+def test_training_curves_avoid_the_role_colors():
     ax = training_curves({str(i): [1.0, 2.0] for i in range(6)})
-    roles = {to_rgb(colour) for colour in COLOURS.values()}
+    roles = {to_rgb(color) for color in COLOURS.values()}
     assert roles.isdisjoint(to_rgb(line.get_color()) for line in ax.lines)
 
 
-def test_the_line_is_the_mean_and_the_band_holds_every_seed():
+def test_training_curves_draw_the_mean_and_a_band_of_all_seeds():
     seeds = torch.tensor([[3.0, 2.0, 1.5], [3.2, 2.4, 1.2], [3.1, 1.9, 1.0]])
     ax = training_curves({"run": seeds}, steps=[10, 20, 30])
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [10, 20, 30])
@@ -289,14 +289,14 @@ def test_the_line_is_the_mean_and_the_band_holds_every_seed():
         assert drawn.max() == pytest.approx(seeds[:, place].max().item())
 
 
-def test_curves_name_their_axes_and_leave_the_scale_to_the_caller():
+def test_training_curves_name_axes_and_leave_the_scale_to_the_caller():
     ax = training_curves({"a": [3.0, 1.0]}, x="epoch", y="nats per token", title="loss")
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", "nats per token", "loss")
     assert ax.get_yscale() == "linear"
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [0, 1])
 
 
-def test_a_run_may_be_short_if_steps_are_counted():
+def test_training_curves_accept_shorter_runs_with_steps():
     ax = training_curves({"long": [3.0, 2.0, 1.0], "short": [3.0, 2.0]})
     assert [len(line.get_xdata()) for line in ax.lines][:2] == [3, 2]
 
@@ -325,14 +325,14 @@ def test_helpers_leave_globals_alone_return_axes_and_never_show(helper, monkeypa
         lambda ax: training_curves({"a": [1.0, 2.0]}, ax=ax, title="here"),
     ],
 )
-def test_the_given_axes_are_used(draw):
+def test_helpers_draw_on_the_given_axes(draw):
     _, ax = plt.subplots()
     assert draw(ax) is ax and ax.get_title() == "here"
     assert len(plt.get_fignums()) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_tensors_of_any_precision_with_gradients_are_accepted_and_left_alone(dtype):
+def test_helpers_accept_tensors_of_any_precision_and_leave_them_unchanged(dtype):
     table = weights(T, S).to(dtype).requires_grad_()
     before = table.detach().clone()
     ax = attention_heatmap(table)
@@ -340,7 +340,7 @@ def test_tensors_of_any_precision_with_gradients_are_accepted_and_left_alone(dty
     assert torch.equal(table, before) and table.requires_grad
 
 
-def test_arrays_are_accepted_and_copied():
+def test_helpers_accept_arrays_and_copy_them():
     table = weights(T, S).numpy()
     ax = attention_heatmap(table, mask=np.ones((T, S), dtype=bool))
     table[:] = 0
@@ -362,14 +362,14 @@ def test_book_style_is_opaque_legible_and_idempotent():
     assert len({str(line._dash_pattern) for line in lines}) == 6
 
 
-def test_figures_are_narrow_enough_for_a_phone():
+def test_book_style_keeps_figures_narrow_enough_for_a_phone():
     for helper in helpers():
         drawn = helper()
         ax = drawn if isinstance(drawn, Axes) else drawn[0]
         assert ax.figure.get_figwidth() <= 7
 
 
-def test_a_missing_extra_says_how_to_get_it():
+def test_plots_without_the_extra_say_how_to_install_it():
     program = "import sys\nsys.modules['seaborn'] = None\nimport transformer_lib.plots"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
@@ -393,7 +393,7 @@ def shown_by(draw):
 @pytest.mark.parametrize(
     "form", [list, tuple, pytest.param(np.array, marks=pytest.mark.bad_input, id="array")]
 )
-def test_labels_are_shown_as_they_are_by_every_helper(form):
+def test_helpers_show_labels_literally(form):
     names, square = form(ODD), torch.eye(len(ODD))
     axis = {"row_name": "row", "column_name": "column"}
     for draw in (
@@ -406,20 +406,20 @@ def test_labels_are_shown_as_they_are_by_every_helper(form):
     assert not any(tick.get_parse_math() for tick in ticks)
 
 
-def test_names_of_runs_are_shown_as_they_are():
+def test_training_curves_show_run_names_literally():
     ax = training_curves({name: [1.0, 2.0] for name in ODD[:6]})
     ax.figure.canvas.draw()
     assert labels_of_legend(ax) == ODD[:6]
     assert not any(text.get_parse_math() for text in ax.get_legend().get_texts())
 
 
-def test_runs_drawn_on_the_axes_of_others_join_their_legend():
+def test_training_curves_extend_an_existing_legend():
     ax = training_curves({"_first": [1.0, 2.0]})
     training_curves({"second": [2.0, 1.0]}, ax=ax)
     assert labels_of_legend(ax) == ["_first", "second"]
 
 
-def test_labels_that_do_not_fit_are_refused_with_both_numbers():
+def test_helpers_refuse_labels_that_do_not_fit_with_both_numbers():
     with pytest.raises(
         ValueError,
         match="attention_heatmap: weights have 2 queries and 3 keys, "
@@ -432,7 +432,7 @@ def test_labels_that_do_not_fit_are_refused_with_both_numbers():
         matrix_plot(weights(T, S), list("abcd"), row_name="a", column_name="b")
 
 
-def test_weights_off_the_scale_are_refused_with_their_range():
+def test_heatmap_refuses_weights_outside_0_to_1_with_their_range():
     with pytest.raises(ValueError, match=r"must lie in 0 to 1, got -1 to 2"):
         attention_heatmap(torch.tensor([[-1.0, 2.0]]))
     with pytest.raises(ValueError, match=r"position_plot: values must lie in -1 to 1, got 2 to 2"):
@@ -440,7 +440,7 @@ def test_weights_off_the_scale_are_refused_with_their_range():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_refused(bad):
+def test_helpers_refuse_numbers_that_are_not_finite(bad):
     with pytest.raises(ValueError, match="attention_heatmap: allowed cells must be finite"):
         attention_heatmap(torch.tensor([[bad, 0.5]]))
     with pytest.raises(ValueError, match="allowed cells must be finite"):
@@ -449,14 +449,14 @@ def test_numbers_that_are_not_finite_are_refused(bad):
         training_curves({"a": [1.0, bad]})
 
 
-def test_titles_and_columns_are_counted():
+def test_head_grid_checks_titles_and_columns():
     with pytest.raises(ValueError, match="3 heads need as many titles .* 2 titles and 4 columns"):
         head_grid(weights(H, T, S), titles=["a", "b"])
     with pytest.raises(ValueError, match="0 columns"):
         head_grid(weights(H, T, S), columns=0)
 
 
-def test_runs_are_counted_and_must_fit_their_steps():
+def test_training_curves_check_runs_against_steps():
     with pytest.raises(ValueError, match="runs must number 1 to 6, got 0"):
         training_curves({})
     with pytest.raises(ValueError, match="runs must number 1 to 6, got 7"):
@@ -466,7 +466,7 @@ def test_runs_are_counted_and_must_fit_their_steps():
 
 
 @pytest.mark.bad_input
-def test_wrong_axes_and_masks_are_refused_with_shapes():
+def test_helpers_refuse_wrong_axes_and_masks_with_shapes():
     with pytest.raises(ValueError, match=r"attention_heatmap: there must be 2 axes.*\(3, 5, 7\)"):
         attention_heatmap(weights(H, T, S))
     with pytest.raises(ValueError, match=r"head_grid: there must be 3 axes.*\(5, 7\)"):
@@ -482,7 +482,7 @@ def test_wrong_axes_and_masks_are_refused_with_shapes():
 # Recorded runs
 
 
-def test_results_are_found_beside_the_chapters_or_the_way_to_them_is_told(tmp_path, monkeypatch):
+def test_results_folder_is_found_or_says_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "chapters").mkdir()
     monkeypatch.chdir(tmp_path / "chapters")
     with pytest.raises(FileNotFoundError, match=r"`!git clone https://\S+` and `%cd \S+/chapters`"):

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 
-def test_the_conda_environment_holds_python_pip_and_us():
+def test_conda_environment_holds_python_pip_and_this_package():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, ours = environment["dependencies"]
     assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])
@@ -50,14 +50,14 @@ def colab_complaints(requirements, shipped):
             yield f"{text}: lower bounds only"
 
 
-def test_colab_keeps_its_own_packages():
+def test_requirements_keep_colabs_own_packages():
     requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["chapters"]]
     assert list(colab_complaints(requirements, colab())) == []
     assert SpecifierSet(PROJECT["requires-python"]).contains(colab()["python"])
 
 
 @pytest.mark.parametrize("bad", ["torch>=2.12", "numpy>=2.0,<2.1", "numpy==2.1.3", "einops>=0.8"])
-def test_a_requirement_against_colab_is_caught(bad):
+def test_requirements_against_colab_are_found(bad):
     assert list(colab_complaints([bad], colab()))
 
 
@@ -91,7 +91,7 @@ def foreign_addresses(text, repository):
             yield found
 
 
-def test_the_repository_has_one_address():
+def test_repository_has_one_address():
     wrong = {
         name: list(foreign_addresses(text, REPOSITORY))
         for name, text in tracked()
@@ -104,7 +104,7 @@ def test_the_repository_has_one_address():
         assert REPOSITORY in (ROOT / name).read_text()
 
 
-def test_another_address_is_caught():
+def test_foreign_addresses_are_found():
     other = REPOSITORY.replace("github.com/", "github.com/someone-")
     assert list(foreign_addresses(f"see {other}/issues", REPOSITORY))
 
@@ -163,14 +163,14 @@ STRANGER = r"pip install (?:-\w+ )*[\"']?transformer[-_]lib\b"
     [HOSTS, MACHINE, STRANGER],
     ids=["an index host", "a path of one machine", "a stranger's package"],
 )
-def test_no_file_names(pattern):
+def test_files_do_not_contain(pattern):
     found = {
         name: re.search(pattern, text)[0] for name, text in tracked() if re.search(pattern, text)
     }
     assert found == {}
 
 
-def test_the_patterns_find_what_they_look_for():
+def test_forbidden_patterns_find_examples():
     assert re.search(HOSTS, "https://" + "pypi" + ".org/simple")
     assert re.search(MACHINE, "see " + "/" + "root/x")
     assert re.search(STRANGER, "pip install " + "-q transformer" + "-lib")
@@ -194,7 +194,7 @@ def test_documented_commands_exist(name):
     assert found and found <= targets()
 
 
-def test_the_readme_names_the_two_commands_and_ci_runs_them():
+def test_readme_names_the_two_commands_and_ci_runs_them():
     assert {"book", "test"} <= commands((ROOT / "README.md").read_text())
     assert {"book", "test"} <= commands((ROOT / ".ci" / "run").read_text())
 
@@ -218,7 +218,7 @@ def test_workflows_parse_and_are_bounded(path):
     assert found <= targets()
 
 
-def test_the_workflows_call_the_readmes_commands():
+def test_workflows_run_the_commands_of_the_readme():
     texts = {p.stem: p.read_text() for p in (ROOT / ".github" / "workflows").glob("*.yml")}
     assert set(texts) == {"test", "pages", "scheduled"}
     assert (
@@ -246,18 +246,18 @@ def f(a, b=2):
 @pytest.mark.parametrize("module, what, old, new", [
     (module, *mutant) for module in sorted(mutate.core()) for mutant in mutate.named(module)
 ])  # fmt: skip
-def test_a_mutant_applies(module, what, old, new):
+def test_mutants_apply(module, what, old, new):
     assert mutate.source_of(module).count(old) == 1
     assert old != new and what
 
 
-def test_every_core_module_has_at_least_eight_mutants_of_its_own():
+def test_mutants_of_a_core_module_are_at_least_eight():
     assert CORE <= mutate.core() <= set(mutate.modules())
     assert all(len(mutate.named(module)) >= 8 for module in mutate.core())
 
 
 @pytest.mark.parametrize("module", sorted(set(mutate.modules()) - mutate.core()))
-def test_the_generator_breaks_every_other_module_in_enough_ways(module):
+def test_mutations_of_every_other_module_are_enough(module):
     source = mutate.source_of(module)
     found = mutations.sample(source, 8)
     assert len({m.apply(source) for m in found} - {source}) == 8
@@ -265,7 +265,7 @@ def test_the_generator_breaks_every_other_module_in_enough_ways(module):
     assert (ROOT / mutate.own_tests(module)).exists()
 
 
-def test_the_generator_makes_each_small_change_and_spares_words():
+def test_mutations_make_each_small_change_and_leave_strings_alone():
     found = {(m.kind, *m.diff(SMALL)[1:]) for m in mutations.sample(SMALL, 100)}
     condition = "-    if a <= b and a:"
     assert found == {
@@ -286,7 +286,7 @@ def test_the_generator_makes_each_small_change_and_spares_words():
     }
 
 
-def test_a_mutation_keeps_its_key_when_another_function_changes():
+def test_mutations_keep_their_keys_when_another_function_changes():
     keys = {m.key for m in mutations.mutations(SMALL)}
     assert keys < {m.key for m in mutations.mutations("def before(x):\n    return -x\n" + SMALL)}
 
@@ -300,7 +300,7 @@ def test_a_mutation_keeps_its_key_when_another_function_changes():
     ("import time; time.sleep(60)", "undecided", "the clock"),
     ("raise TimeoutError", "undecided", "a test's clock"),
 ])  # fmt: skip
-def test_a_verdict_on_a_mutant_counts_cpu_time_and_not_the_clock(tmp_path, body, verdict, by):
+def test_mutate_judges_by_cpu_time_and_not_by_the_clock(tmp_path, body, verdict, by):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
     command = "from pathlib import Path; from mutate import run_tests; print(run_tests(" \
@@ -310,14 +310,14 @@ def test_a_verdict_on_a_mutant_counts_cpu_time_and_not_the_clock(tmp_path, body,
     assert done.stdout == f"{(verdict, by)}\n", done.stderr
 
 
-def test_a_mutant_is_judged_by_every_file_that_uses_the_module():
+def test_mutate_runs_every_test_file_that_uses_the_module():
     files = mutate.tests_using("trainer")
     assert files[0] == "tests/test_trainer.py"
     assert {"tests/test_translation.py", "tests/test_faults.py"} <= set(files)  # by train_tiny.py
     assert len(files) == len(set(files)) and "tests/test_softmax.py" not in files
 
 
-def test_the_record_of_mutants_lists_each_that_survived_with_its_diff():
+def test_record_of_mutants_lists_each_survivor_with_its_diff():
     for entry in json.loads(mutate.RECORD.read_text())["modules"].values():
         alive = [row for row in entry["rows"] if not row["killed"]]
         assert entry["mutants"] == len(entry["rows"]) == entry["killed"] + len(alive)
@@ -351,7 +351,7 @@ def test_pins_install_on_every_python_of_the_project():
     assert list(python_complaints(found, [lowest, "3.13.0"])) == []
 
 
-def test_a_pin_that_refuses_a_python_is_found():
+def test_pins_that_refuse_a_python_are_found():
     assert list(python_complaints([("a", ">=3.11.5")], ["3.11.0"]))
     assert not list(python_complaints([("a", ">=3.9"), ("b", None)], ["3.11.0"]))
 
@@ -393,7 +393,7 @@ def listed(folder, **environment):
 
 
 @pytest.mark.parametrize("case", ["no repository", "ignored", "no program", "other owner"])
-def test_build_lists_the_files_where_git_cannot(archive, case):
+def test_project_files_are_listed_without_git(archive, case):
     wanted = {p.relative_to(archive).as_posix() for p in archive.rglob("*") if p.is_file()}
     wanted = {f for f in wanted if not re.match(r"\.venv/|out/|.*__pycache__/|.*\.egg-info/", f)}
     environment, said = {"GIT_CEILING_DIRECTORIES": str(archive.parent)}, "not a git repository"
@@ -412,7 +412,7 @@ def test_build_lists_the_files_where_git_cannot(archive, case):
     assert said in told and told.count("git cannot list") == 1
 
 
-def test_build_lists_the_files_of_a_repository_without_the_ignored(archive):
+def test_project_files_of_a_repository_leave_out_the_ignored(archive):
     subprocess.run(["git", "init", "-q", archive], check=True)
     files, told = listed(archive)
     assert told == "" and "build.py" in files
@@ -447,7 +447,7 @@ def test_install_reuses_only_an_environment_that_works(tmp_path, monkeypatch, st
     assert (tmp_path / ".venv" / "installed").exists()
 
 
-def test_install_says_what_the_system_lacks(tmp_path, monkeypatch):
+def test_install_names_the_missing_system_package(tmp_path, monkeypatch):
     script = build()
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "run", lambda *a, **k: (1, "ensurepip is not available", 0.0))
@@ -471,7 +471,7 @@ def test_chapter_finds_one_by_number_name_or_path(monkeypatch, wanted, index):
 
 
 @pytest.mark.parametrize("wanted, named", [("1_", FOUND[:3]), ("", FOUND), ("none", ["none"])])
-def test_chapter_names_what_it_found(monkeypatch, wanted, named):
+def test_chapter_lists_the_candidates(monkeypatch, wanted, named):
     script = build()
     monkeypatch.setattr(script, "notebooks", lambda: FOUND)
     with pytest.raises(SystemExit) as error:
@@ -489,7 +489,7 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("port", ["abc", "0", "65536", "-1", ""])
-def test_serve_refuses_what_is_no_port(site, port):
+def test_serve_refuses_an_invalid_port(site, port):
     with pytest.raises(SystemExit, match="PORT must be a number from 1 to 65535, got"):
         site.serve(port)
 
@@ -500,7 +500,7 @@ def test_serve_refuses_a_port_in_use(site):
             site.serve(str(server.getsockname()[1]))
 
 
-def test_interruption_is_told_in_one_line():
+def test_interruption_is_reported_in_one_line():
     code = "import build\ndef stop(): raise KeyboardInterrupt\n"
     code += "build.COMMANDS['book'] = stop; build.main('book')"
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -549,7 +549,7 @@ def test_execute_runs_each_changed_notebook_once(small, tmp_path):
     assert len(small.ran) == 2
 
 
-def test_execute_refuses_a_chapter_by_its_cpu_time(small, tmp_path):
+def test_execute_refuses_a_chapter_that_uses_too_much_cpu_time(small, tmp_path):
     small.seconds = small.FAIL_SECONDS + 1.0
     for _ in range(2):  # a second call does not forget it
         with pytest.raises(SystemExit, match="plots.ipynb takes 121 s of CPU time"):
@@ -568,28 +568,24 @@ def test_run_measures_cpu_time_and_not_waiting(tmp_path, monkeypatch):
 # Words (tests/words.py)
 
 
-def test_words_of_private_use_are_found():
-    for text in ("stop a training", "two trainings", "An attention that", "a newborn model"):
-        assert list(words.find(text)), text
-    for text in ("learned by heart", "Whoever calls", "a colour", "normalised", "by a guesser"):
-        assert list(words.find(text)), text
-    for text in ("a training run", "an attention layer", "indoors", "a normalized color"):
-        assert not list(words.find(text)), text
+def test_words_finds_private_words_and_passes_plain_ones():
+    assert words.FOUND and all(list(words.find(text)) for text in words.FOUND)
+    assert words.PASSED and not any(list(words.find(text)) for text in words.PASSED)
 
 
-def test_words_of_private_use_stay_out_of_all_but_the_listed_files():
+def test_words_finds_nothing_outside_the_listed_files():
     done = subprocess.run([sys.executable, words.__file__], capture_output=True, text=True)
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-def test_words_to_clean_only_get_fewer():
+def test_words_to_clean_does_not_grow():
     assert len(words.TO_CLEAN) <= 34
 
 
 # The limits of a test (tests/conftest.py)
 
 
-def test_limit_of_a_test_is_cpu_time_and_not_the_clock(tmp_path):
+def test_time_limit_of_a_test_counts_cpu_time(tmp_path):
     limited = (ROOT / "tests" / "conftest.py").read_text()
     limited = re.sub(r"^CPU_SECONDS = \d+", "CPU_SECONDS = 1", limited, flags=re.M)
     (tmp_path / "conftest.py").write_text(limited)

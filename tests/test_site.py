@@ -107,13 +107,13 @@ def code_text(tree):
 
 
 @pytest.mark.parametrize("page", CONTENTS)
-def test_no_directive_reaches_the_page(page):
+def test_pages_show_no_directive(page):
     assert not re.search(r"^\s*#\s*\|", code_text(soup(page)), re.M)
     assert "#|" not in article(page).get_text() or topic(page) == "built"  # which tells about them
 
 
 @pytest.mark.parametrize("page", CONTENTS)
-def test_one_title_a_language_and_a_way_to_scale(page):
+def test_pages_have_one_title_a_language_and_a_viewport(page):
     titles = [
         h for h in soup(page).find_all("h1") if not h.find_parent(class_="onlyprint")
     ]  # the theme's copy for paper
@@ -132,7 +132,7 @@ def test_titles_carry_the_number_of_part_and_chapter(page):
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
-def test_the_rocket_opens_this_chapter_in_colab(page):
+def test_launch_button_opens_this_chapter_in_colab(page):
     slug = REPOSITORY.removeprefix("https://github.com/")
     wanted = f"https://colab.research.google.com/github/{slug}/blob/main/{page}.ipynb"
     found = {
@@ -142,7 +142,7 @@ def test_the_rocket_opens_this_chapter_in_colab(page):
 
 
 @pytest.mark.parametrize("page", CONTENTS)
-def test_every_image_is_described_and_there(page):
+def test_images_exist_and_have_alt_text(page):
     for image in soup(page).find_all("img"):
         assert image.get("alt", "").strip(), image
         assert ((SITE / f"{page}.html").parent / unquote(urlsplit(image["src"]).path)).is_file(), (
@@ -151,13 +151,13 @@ def test_every_image_is_described_and_there(page):
 
 
 @pytest.mark.parametrize("page", [*CONTENTS, *GENERATED])
-def test_nothing_is_loaded_from_elsewhere(page):
+def test_pages_load_nothing_from_another_host(page):
     outside = [address for address in loads(soup(page)) if is_outside(address)]
     assert outside == []
     assert list(script_hosts(soup(page))) == []
 
 
-def test_no_style_sheet_loads_from_elsewhere():
+def test_style_sheets_load_nothing_from_another_host():
     sheets = [p for p in SITE.rglob("*.css")]
     assert sheets
     for sheet in sheets:
@@ -166,7 +166,7 @@ def test_no_style_sheet_loads_from_elsewhere():
         )
 
 
-def test_no_script_names_a_content_network():
+def test_scripts_name_no_content_delivery_network():
     scripts = [
         p for p in SITE.rglob("*.js") if not p.relative_to(SITE).as_posix().startswith(VENDORED)
     ]
@@ -192,11 +192,11 @@ def test_no_script_names_a_content_network():
         '<p style="background: url(https://example.org/x.png)">x</p>',
     ],
 )
-def test_a_page_that_loads_from_elsewhere_is_caught(bad):
+def test_loads_from_another_host_are_found(bad):
     assert any(is_outside(address) for address in loads(BeautifulSoup(bad, "html.parser")))
 
 
-def test_a_script_that_would_load_from_elsewhere_is_caught():
+def test_scripts_that_load_from_another_host_are_found():
     tree = BeautifulSoup(
         '<script>const THEBE_JS_URL = "https://unpkg.com/thebe@0.8.2/lib/index.js"</script>',
         "html.parser",
@@ -240,12 +240,12 @@ def dead_links(page):
 
 
 @pytest.mark.parametrize("page", [*CONTENTS, *GENERATED])
-def test_every_link_inside_the_site_arrives(page):
+def test_links_inside_the_site_resolve(page):
     assert list(dead_links(page)) == []
 
 
 @pytest.mark.parametrize("page", CONTENTS)
-def test_no_page_shows_an_error(page):
+def test_pages_show_no_error(page):
     text = article(page).get_text()
     assert "Traceback (most recent call last)" not in text
     assert not soup(page).select(
@@ -254,7 +254,7 @@ def test_no_page_shows_an_error(page):
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
-def test_no_warning_is_lost(page):
+def test_chapters_write_no_warning_to_stderr(page):
     # What a cell writes to stderr is not on its page.
     notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
     said = [
@@ -270,7 +270,7 @@ def test_no_warning_is_lost(page):
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
-def test_every_cell_was_executed_in_order(page):
+def test_cells_were_executed_in_order(page):
     notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
     cells = [
         c for c in notebook["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()
@@ -283,7 +283,7 @@ def test_every_cell_was_executed_in_order(page):
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
-def test_every_picture_is_a_figure(page):
+def test_pictures_are_figures_with_alt_text(page):
     # Whatever way a cell drew: an image without a figure's name and description does not reach
     # the page.
     notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
@@ -309,19 +309,19 @@ def test_exported_cells_carry_their_mark(page):
     assert len(soup(page).select("div.cell.tag_exported")) == exported_cells(page)
 
 
-def test_the_mark_is_text():
+def test_mark_of_exported_cells_is_text():
     sheet = (SITE / "_static" / "book.css").read_text()
     assert re.search(r'tag_exported[^{]*::before\s*\{[^}]*content:\s*"in transformer_lib"', sheet)
     assert "_static/book.css" in html(CONTENTS[0])
 
 
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color):
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_mark_can_be_read_in_light_and_dark():
+def test_mark_of_exported_cells_has_contrast_in_light_and_dark():
     sheet = (SITE / "_static" / "book.css").read_text()
     light, dark = re.findall(r"--mark-text:\s*(#\w{6})", sheet)
     # The backgrounds of code cells in the theme: nearly white, nearly black.
@@ -330,7 +330,7 @@ def test_the_mark_can_be_read_in_light_and_dark():
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
-def test_mathematics_comes_with_the_site():
+def test_mathjax_is_part_of_the_site():
     assert (SITE / "_static" / "mathjax" / "tex-chtml.js").is_file()
     fonts = list(
         (SITE / "_static" / "mathjax" / "output" / "chtml" / "fonts" / "woff-v2").glob("*.woff")
@@ -345,5 +345,5 @@ def test_mathematics_comes_with_the_site():
         )
 
 
-def test_the_site_says_where_it_comes_from():
+def test_site_links_to_the_repository():
     assert any(a["href"].startswith(REPOSITORY) for a in soup(CONTENTS[0]).find_all("a", href=True))

@@ -1,4 +1,4 @@
-"""The examiner: right attentions pass, each wrong one is caught by the property that should."""
+"""The conformance kit: correct candidates pass, and each wrong one fails its property."""
 
 import functools
 import math
@@ -419,7 +419,7 @@ def ask_model(candidate, name):
 
 
 def at(worst, ask, make):
-    """Scale a fault until the examiner measures a deviation of `worst`, give or take a tenth."""
+    """Scale a fault until the kit measures a deviation of `worst`, give or take a tenth."""
     size = worst
     for _ in range(40):
         result = ask(make(size))

@@ -572,7 +572,7 @@ def test_text_without_spaces_is_refused_and_with_spaces_scored(protocol, text):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tokenizer):
-    """A training of a few steps, as the command leaves it."""
+    """A run of a few steps, as the command leaves it."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny(tokenizer, dropout=0.0).config
     sides = [tokenizer.encode_all(side) for side in zip(*PAIRS, strict=True)]

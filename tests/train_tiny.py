@@ -1,9 +1,9 @@
-"""A training small enough to be killed again and again, with the ways to kill it.
+"""A training run small enough to be killed again and again, with the ways to kill it.
 
     python train_tiny.py '{"folder": "runs/tiny", "n_steps": 24}'
     torchrun --standalone --nproc-per-node 2 train_tiny.py '{"folder": "runs/tiny"}'
 
-It goes on from the folder's newest checkpoint if there is one.
+It resumes from the newest checkpoint in the folder if there is one.
 """
 
 import json
@@ -142,7 +142,7 @@ def run(folder, fault=None, until=None, device="cpu", **options):
 
 
 def run_all(runs, output, environment):
-    """Do several trainings in one child process, so that what the first imports serves all."""
+    """Do several runs in one child process, so that all use what the first one imports."""
     file = Path(output).open("a")
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)

@@ -1,8 +1,8 @@
-"""Words that this project once used in a sense of its own, and what the field says.
+"""Words that this project once used in a sense of its own, and what to write instead.
 
-    .venv/bin/python tests/words.py     names each place; `make lint` runs it
+    .venv/bin/python tests/words.py     lists each occurrence; `make lint` runs it
 
-A file in TO_CLEAN may still hold some. A file that holds none any more must leave the list.
+A file in TO_CLEAN may still contain some. A file that contains none must leave the list.
 """
 
 import re
@@ -36,11 +36,17 @@ WORDS = {  # pattern: what to write
 }  # fmt: skip
 PATTERN = re.compile("|".join(rf"(?P<w{i}>\b(?:{p})\b)" for i, p in enumerate(WORDS)), re.I)
 
+FOUND = (  # texts of which each contains one, and texts that contain none, for the test
+    "stop a training", "two trainings", "An attention that", "a newborn model", "learned by heart",
+    "Whoever calls", "a colour", "normalised", "by a guesser",
+)  # fmt: skip
+PASSED = ("a training run", "an attention layer", "indoors", "a normalized color")
+
 TO_CLEAN = set((ROOT / "tests" / "words_to_clean.txt").read_text().split())
 
 
 def files():
-    """The library, the tests and the pages in Markdown; this list of words is no page."""
+    """The library, the tests and the pages in Markdown, without this file."""
     for pattern in ("transformer_lib/*.py", "tests/**/*.py", "*.md", "chapters/**/*.md"):
         yield from (p for p in sorted(ROOT.glob(pattern)) if p != Path(__file__).resolve())
 
@@ -57,12 +63,12 @@ def complaints():
         name = path.relative_to(ROOT).as_posix()
         found = list(find(path.read_text(encoding="utf-8")))
         if name in TO_CLEAN and not found:
-            yield f"{name} is clean: take it out of tests/words_to_clean.txt"
+            yield f"{name} is clean: remove it from tests/words_to_clean.txt"
         elif name not in TO_CLEAN:
             yield from (f"{name}:{n}: {word!r}: write {instead}" for n, word, instead in found)
     for name in sorted(TO_CLEAN):
         if not (ROOT / name).exists():
-            yield f"{name} is gone: take it out of tests/words_to_clean.txt"
+            yield f"{name} does not exist: remove it from tests/words_to_clean.txt"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Attentions and models that are wrong on purpose, each beside the property that must catch it.
+"""Attention functions, modules and models with one fault each, beside the property it breaks.
 
 `WRONG_FUNCTIONS`, `WRONG_MODULES` and `WRONG_MODELS` map a phrase to (candidate, property); the
-candidates keep every other promise as far as the fault allows. None is anybody's code.
+candidates satisfy every other property as far as the fault allows. None is copied from a library.
 """
 
 import math
@@ -27,7 +27,7 @@ def parts(query, key, mask, causal, diagonal=None):
     return scores, visible(mask, causal, query.shape[-2], key.shape[-2], diagonal)
 
 
-def shares(scores, seen):
+def weights_of(scores, seen):
     """A correct masked softmax: empty rows are zeros, with finite gradients."""
     low = torch.finfo(scores.dtype).min
     return scores.masked_fill(~seen, low).softmax(-1).masked_fill(~seen, 0.0)
@@ -35,7 +35,7 @@ def shares(scores, seen):
 
 def explicit(query, key, value, mask=None, *, causal=False):
     """Correct."""
-    return shares(*parts(query, key, mask, causal)) @ value
+    return weights_of(*parts(query, key, mask, causal)) @ value
 
 
 def looped(query, key, value, mask=None, *, causal=False):
@@ -73,13 +73,13 @@ def softmax_over_queries(query, key, value, mask=None, *, causal=False):
 
 def inverted_mask(query, key, value, mask=None, *, causal=False):
     scores, seen = parts(query, key, None if mask is None else ~mask, causal)
-    return shares(scores, seen) @ value
+    return weights_of(scores, seen) @ value
 
 
 def inverted_causal_mask(query, key, value, mask=None, *, causal=False):
     scores, seen = parts(query, key, mask, False)
     late = ~visible(None, True, *scores.shape[-2:])
-    return shares(scores, seen & late if causal else seen) @ value
+    return weights_of(scores, seen & late if causal else seen) @ value
 
 
 def mask_ignored(query, key, value, mask=None, *, causal=False):
@@ -104,27 +104,27 @@ def mask_on_the_query(query, key, value, mask=None, *, causal=False):
 
 def causal_one_late(query, key, value, mask=None, *, causal=False):
     late = key.shape[-2] - query.shape[-2] + 1
-    return shares(*parts(query, key, mask, causal, late)) @ value
+    return weights_of(*parts(query, key, mask, causal, late)) @ value
 
 
 def causal_one_early(query, key, value, mask=None, *, causal=False):
     late = key.shape[-2] - query.shape[-2] - 1
-    return shares(*parts(query, key, mask, causal, late)) @ value
+    return weights_of(*parts(query, key, mask, causal, late)) @ value
 
 
 def aligned_top_left(query, key, value, mask=None, *, causal=False):
-    return shares(*parts(query, key, mask, causal, 0)) @ value
+    return weights_of(*parts(query, key, mask, causal, 0)) @ value
 
 
 def only_itself(query, key, value, mask=None, *, causal=False):
     scores, seen = parts(query, key, mask, causal)
-    return shares(scores, seen & ~seen.tril(-1) if causal else seen) @ value
+    return weights_of(scores, seen & ~seen.tril(-1) if causal else seen) @ value
 
 
 def scales_in_place(query, key, value, mask=None, *, causal=False):
     with torch.no_grad():
         query.mul_(1 / math.sqrt(query.shape[-1]))
-    return shares(query @ key.mT, parts(query, key, mask, causal)[1]) @ value
+    return weights_of(query @ key.mT, parts(query, key, mask, causal)[1]) @ value
 
 
 def writes_into_mask(query, key, value, mask=None, *, causal=False):
@@ -164,12 +164,12 @@ def squeezed(query, key, value, mask=None, *, causal=False):
 
 def head_leak(query, key, value, mask=None, *, causal=False):
     scores, seen = parts(query, key, mask, causal)
-    return shares(scores - scores.mean(1, keepdim=True), seen) @ value
+    return weights_of(scores - scores.mean(1, keepdim=True), seen) @ value
 
 
 def detached_weights(query, key, value, mask=None, *, causal=False):
     scores, seen = parts(query, key, mask, causal)
-    return shares(scores.detach(), seen) @ value + (scores * 0) @ value
+    return weights_of(scores.detach(), seen) @ value + (scores * 0) @ value
 
 
 def in_float32_throughout(query, key, value, mask=None, *, causal=False):
@@ -244,7 +244,7 @@ class Heads(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def mix(self, query, key, value, mask, causal):
-        weights = shares(*parts(query, key, mask, causal))
+        weights = weights_of(*parts(query, key, mask, causal))
         return F.dropout(weights, self.dropout, self.training) @ value
 
     def forward(self, query, key=None, value=None, mask=None, *, causal=False, cache=None):
@@ -310,7 +310,7 @@ class CachePositionZero(Positioned):
 
 class CacheMaskTopLeft(Heads):
     def mix(self, query, key, value, mask, causal):
-        return shares(*parts(query, key, mask, causal, 0)) @ value
+        return weights_of(*parts(query, key, mask, causal, 0)) @ value
 
 
 class StaleCache(Heads):
@@ -352,7 +352,7 @@ class Translator(nn.Module):
         self.encoder = nn.TransformerEncoderLayer(D, H, 2 * D, **options)
         layers = [nn.TransformerDecoderLayer(D, H, 2 * D, **options) for _ in range(2)]
         self.decoder = layers if fault == "layers in a plain list" else nn.ModuleList(layers)
-        if fault == "a parameter nobody uses":
+        if fault == "an unused parameter":
             self.spare = nn.Parameter(torch.ones(2))
 
     def embed(self, tokens, first=0):
@@ -428,7 +428,7 @@ WRONG_MODELS = {
     "rows of the batch mixed": "batch independence",
     "knows the answer": "initial loss not below ln V",
     "output weights too large": "initial loss near ln V",
-    "a parameter nobody uses": "every parameter learns",
+    "an unused parameter": "every parameter learns",
     "nothing learns": "every parameter learns",
     "layers in a plain list": "state dict holds everything",
     "dropout in eval": "same in training and evaluation",

@@ -70,7 +70,7 @@ MUTANTS = [
         "DecoderLayer, config.n_decoder_layers, both=True",
     ),
     (
-        "the cache has room for max_len - 1",
+        "the cache holds only max_len - 1 positions",
         "KVCache(max_len), KVCache()",
         "KVCache(max_len - 1), KVCache()",
     ),
@@ -105,23 +105,23 @@ MUTANTS = [
     ),
     # without an encoder
     (
-        "a writer's relative buckets look both ways",
+        "a decoder-only model's relative buckets look both ways",
         "EncoderLayer, config.n_decoder_layers, both=False",
         "EncoderLayer, config.n_decoder_layers, both=True",
     ),
     (
-        "a writer has the encoder's depth",
+        "a decoder-only model has the encoder's depth",
         "_stack(EncoderLayer, config.n_decoder_layers",
         "_stack(EncoderLayer, config.n_encoder_layers",
     ),
-    ("a writer sees the future", "causal = n_new > 1", "causal = False"),
+    ("a decoder-only model sees the future", "causal = n_new > 1", "causal = False"),
     (
-        "padding is visible to a writer",
+        "padding is visible to a decoder-only model",
         "(earlier if mask is None else mask & earlier), False",
         "earlier, False",
     ),
     (
-        "a padded writer sees the future",
+        "a decoder-only model with padding sees the future",
         "(earlier if mask is None else mask & earlier), False",
         "(earlier if mask is None else mask), False",
     ),
@@ -142,9 +142,9 @@ MUTANTS = [
         "clamp_min(0)[:, first:]",
         "clamp_min(0)[:, :n_new]",
     ),
-    ("a writer forgets where it stands", "cache[0].length if cache else 0", "0"),
+    ("a decoder-only model forgets its position", "cache[0].length if cache else 0", "0"),
     (
-        "a writer's states are not normalised",
+        "a decoder-only model's final states are not normalized",
         "return self.decoder_norm(self._through(x, mask, causal, cache))",
         "return self._through(x, mask, causal, cache)",
     ),
@@ -152,12 +152,12 @@ MUTANTS = [
     ("a mask of any type", "or mask.dtype != torch.bool or", "or"),
     ("a mask for other rows", "mask.shape[0] not in (1, len(tokens))", "False"),
     (
-        "a writer's cache may lack a layer",
+        "a decoder-only model's cache may lack a layer",
         'raise ValueError(f"DecoderOnly.read: {must}, got {len(cache)}")',
         "pass",
     ),
     (
-        "a writer's cache has room for max_len - 1",
+        "a decoder-only model's cache holds only max_len - 1 positions",
         "return [KVCache(max_len) for",
         "return [KVCache(max_len - 1) for",
     ),

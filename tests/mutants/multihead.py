@@ -94,14 +94,14 @@ MUTANTS = [
         "self._room[0, :, :, self.length : end] = key",
         "self._room[0, :, :, : key.shape[2]] = key",
     ),
-    ("cache returns its empty room too", "self._room[1, :, :, : self.length]", "self._room[1]"),
+    ("cache returns its unused rows too", "self._room[1, :, :, : self.length]", "self._room[1]"),
     (
         "cache keeps keys as values",
         "self._room[1, :, :, self.length : end] = value",
         "self._room[1, :, :, self.length : end] = key",
     ),
     (
-        "cache takes twice its room",
+        "cache allocates twice its capacity",
         "key.new_empty(2, batch, heads, self.max_len, width)",
         "key.new_empty(2, batch, heads, 2 * self.max_len, width)",
     ),

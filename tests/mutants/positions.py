@@ -82,7 +82,7 @@ MUTANTS = [
         "cos, sin = cos[: end - first], sin[: end - first]",
     ),
     (
-        "rotary: neighbours paired, halves joined",
+        "rotary: adjacent features paired, halves joined",
         "left, right = x.chunk(2, dim=-1)",
         "left, right = x[..., ::2], x[..., 1::2]",
     ),
