@@ -216,6 +216,46 @@ def test_notation_defines_each_symbol_once():
     assert len(symbols) > 20 and again == sizes_and_matrices
 
 
+def stub():
+    """{name: its module} of the names that `transformer_lib` exports, and its modules."""
+    tree = ast.parse((ROOT / "transformer_lib" / "__init__.pyi").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    names = {a.name: node.module for node in imports if node.module for a in node.names}
+    return names, {a.name for node in imports if not node.module for a in node.names}
+
+
+def api_complaints(text, names, modules):
+    """What the API page lacks, or lists in the section of another module."""
+    sections = [part for part in re.split(r"^## ", text, flags=re.M)[1:]]
+    documented = [re.findall(r"automodule:: transformer_lib\.(\w+)", part) for part in sections]
+    every = [module for part in documented for module in part]
+    yield from (f"{m} must occur once" for m in sorted(modules | set(every)) if every.count(m) != 1)
+    tables = [re.findall(r"^\|.*\|$", part, re.M) for part in sections]
+    listed = [set(re.findall(r"`([A-Za-z_]\w*)`", "\n".join(rows))) for rows in tables]
+    pairs = list(zip(listed, documented, strict=True))
+    for name, module in names.items():
+        if not any(name in row and module in part for row, part in pairs):
+            yield f"{name} must be in the table above {module}"
+    for name in sorted(set().union(*listed) - names.keys() - modules):
+        yield f"{name} is not exported by transformer_lib"
+
+
+def test_api_page_lists_every_public_name_and_module():
+    assert list(api_complaints(page("api"), *stub())) == []
+
+
+def test_gaps_of_the_api_page_are_found():
+    text = "## A\n| x | `f` |\n.. automodule:: transformer_lib.a\n## B\n| x | `h` |\n"
+    assert list(api_complaints(text, {"f": "a"}, {"a"})) == ["h is not exported by transformer_lib"]
+    found = list(api_complaints(text, {"f": "b", "g": "a", "h": "a"}, {"a", "b"}))
+    assert found == [
+        "b must occur once",
+        "f must be in the table above b",
+        "g must be in the table above a",
+        "h must be in the table above a",
+    ]
+
+
 # Numbers
 
 
