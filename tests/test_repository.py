@@ -1,5 +1,6 @@
 """The repository: dependencies, addresses, commands, workflows, mutants and the build."""
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -226,6 +227,26 @@ def test_workflows_run_the_commands_of_the_readme():
         and "make book" in texts["pages"]
         and "make test" in texts["scheduled"]
     )
+
+
+def renamed(text):
+    """The names of the library in the last column of the tables of changes."""
+    cells = re.findall(r"^\|.*\| (.*) \|$", text, re.M)
+    names = [x for cell in cells for x in re.findall(r"`([a-z]\w*\.\w+)[`(]", cell)]
+    return [name for name in names if not name.endswith(".py")]
+
+
+def test_changelog_names_what_exists_now():
+    names = renamed((ROOT / "CHANGELOG.md").read_text())
+    assert len(names) > 10
+    for name in names:
+        module, attribute = name.split(".")
+        assert hasattr(importlib.import_module(f"transformer_lib.{module}"), attribute), name
+
+
+def test_renamed_reads_the_last_column():
+    table = "| before | now |\n|---|---|\n| `a.old` | `b.new(x)`, `c.d` |\n| `x` | `build.py` |\n"
+    assert renamed(table) == ["b.new", "c.d"]
 
 
 # Mutants (tests/mutate.py runs them)
