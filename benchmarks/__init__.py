@@ -1,1 +1,1 @@
-"""Speed, side by side: the library against peers that pip installs, in one process."""
+"""Compare the speed of the library with its peers, in one process."""

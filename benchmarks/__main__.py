@@ -1,7 +1,7 @@
-"""Measure the library against its peers, all of them in turns in one process.
+"""Compare the speed of the library with its peers, in turns and in one process.
 
 make bench                          all suites; writes results/bench-cpu.json
-make bench ARGS="--suite start"     one suite; prints its table and writes nothing
+make bench ARGS="--suite start"     one suite; prints its table and writes no file
 python -m benchmarks --suite generation --rounds 5 --threads 1 --json out/generation.json
 """
 
@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, is quiet
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler, which counts memory
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import torch  # noqa: E402  (reads the environment)
@@ -64,7 +64,7 @@ def commit() -> str:
 def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    told = Path("/proc/cpuinfo")  # where Linux tells
+    told = Path("/proc/cpuinfo")  # on Linux
     lines = told.read_text().splitlines() if told.exists() else []
     name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
     parts = (name, f"{os.cpu_count()} CPU cores", platform.machine())
@@ -72,7 +72,7 @@ def hardware(device: str) -> str:
 
 
 def table(rows: list[Row], peak: float) -> str:
-    """One line for each competitor, the fastest first; the ratio is its time over ours."""
+    """One line per competitor, the fastest first; the ratio is its time divided by ours."""
     lines = []
     for row in sorted(rows, key=lambda row: row.ratio):
         name = {"peer": "", "ours": ""}.get(row.role, f" ({row.role})")
@@ -90,7 +90,7 @@ def table(rows: list[Row], peak: float) -> str:
 
 
 def write(report: dict[str, Any], target: Path) -> None:
-    """Write all of it or nothing."""
+    """Write the report atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -102,17 +102,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--suite", choices=SUITES, action="append", help="this alone; may repeat")
-    parser.add_argument("--rounds", type=int, default=25, help="at most so many (25)")
-    parser.add_argument("--budget", type=float, default=1.0, help="times each suite's seconds (1)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS)
-    parser.add_argument("--compile", action="store_true", help="torch.compile what is trained")
-    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds (0)")
+    parser.add_argument(
+        "--suite", choices=SUITES, action="append", help="run only this suite; may be repeated"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="largest number of rounds (default: 25)"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="factor on the seconds of each suite (default: 1)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="CPU threads (default: at most 2)",
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: cpu")
+    parser.add_argument("--dtype", default="fp32", choices=PRECISIONS, help="default: fp32")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the trained models with torch.compile"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the order in each round (default: 0)"
+    )
     parser.add_argument(
         "--json", type=Path,
-        help="where the rows go; a run of all suites goes to results/bench-DEVICE.json",
+        help="file for the rows (default: results/bench-DEVICE.json if all suites run, else none)",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -139,7 +154,9 @@ def main() -> None:
             for name, reason in why.items():
                 missing[f"{case.suite}: {case.name}: {name}"] = reason
                 print(f"  {name} is missing: {reason}", flush=True)
-    print("\nThe fastest peer's time divided by ours, the losing ones first (above 1, we win):")
+    print(
+        "\nTime of the fastest peer divided by ours, losing cases first (above 1, ours is faster):"
+    )
     for ratio, suite, case, peer in standing(rows):
         print(f"  {ratio:6.3f}  {suite}: {case}; against {peer}")
     name = f"bench-{options.device}{'-compiled' if options.compile else ''}.json"

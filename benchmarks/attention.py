@@ -1,6 +1,6 @@
-"""The core: queries, keys and values in heads; forward, and forward with backward.
+"""Attention on queries, keys and values of several heads: forward, and forward with backward.
 
-All ways compute the same, and must give the same output.
+All implementations must give the same output.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, hide: Tensor) -> Tensor:
-    """Equation 1 of the paper, as one writes it with an eye on speed."""
+    """Equation 1 of the paper, written for speed."""
     return (q * K**-0.5 @ k.mT + hide).softmax(dim=-1) @ v
 
 
@@ -30,7 +30,7 @@ def by_x_transformers(causal: bool, mask: Tensor | None) -> Way:
 
 
 def ways(T: int, padded: bool, setting: Setting) -> dict[str, tuple[Callable[[], Way], str, str]]:
-    """Name -> (what makes it, its role, a note): causal, or with padding at the end of rows."""
+    """Name -> (its constructor, its role, a note): causal, or with padding at the end of rows."""
     visible, causal = causal_mask(T, device=setting.device), not padded
     if padded:
         visible = padding_mask(torch.tensor([T, 3 * T // 4, T // 2, T // 4])).to(setting.device)
@@ -43,14 +43,14 @@ def ways(T: int, padded: bool, setting: Setting) -> dict[str, tuple[Callable[[],
             q, k, v, attn_mask=visible if padded else None, is_causal=causal
         ),
     }
-    if T < max(LENGTHS):  # longer ones take their share in the suite on growth
+    if T < max(LENGTHS):  # the suite on growth measures longer ones
         given["the formula"] = lambda q, k, v: formula(q, k, v, hide)
     found = {name: (lambda way=way: way, "peer", "") for name, way in given.items()}
     found["ours"] = (found["ours"][0], "ours", "")
     make = lambda: by_x_transformers(causal, visible if padded else None)  # noqa: E731
     found["x-transformers, flash"] = (make, "peer", "")
     if causal and T < max(LENGTHS):
-        note = "is handed the causal mask, and cannot skip what it hides"
+        note = "receives the causal mask as a tensor, so it cannot skip masked blocks"
         masked = lambda: lambda q, k, v: fused(q, k, v, attn_mask=visible)  # noqa: E731
         found["torch SDPA, a mask"] = (masked, "other", note)
     return found

@@ -1,4 +1,4 @@
-"""Where to drop? A small language model, trained with each placement, from several seeds.
+"""Compare placements of dropout: train a small language model with each, from several seeds.
 
 python -m benchmarks.dropout --json results/dropout.json
 """
@@ -29,7 +29,7 @@ PLACES: dict[str, dict[str, float]] = {
 
 
 def train(place: str, seed: int, n_steps: int) -> dict[str, object]:
-    """Train on the source of Python's standard library, byte by byte; the best validation loss."""
+    """Train on the bytes of Python's standard library; return the best validation loss."""
     tokens = torch.tensor(list(stdlib_source(BYTES).encode()))
     cut = round(len(tokens) * (1 - HELD))
     torch.manual_seed(seed)
@@ -54,9 +54,9 @@ def train(place: str, seed: int, n_steps: int) -> dict[str, object]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dropout", description=__doc__)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=600, help="steps per run (default: 600)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds per placement (default: 3)")
+    parser.add_argument("--json", type=Path, required=True, help="file for the results")
     options = parser.parse_args(arguments)
     rows = []
     for seed, place in itertools.product(range(options.seeds), PLACES):

@@ -15,10 +15,10 @@ from transformer_lib.models import DecoderOnly
 
 V, PROMPT, NEW = 65, 32, 256
 ALL = PROMPT + NEW
-Writer = Callable[[Tensor], Tensor]  # prompt (B, PROMPT) -> prompt and what follows (B, ALL)
+Generate = Callable[[Tensor], Tensor]  # prompt (B, PROMPT) -> prompt and new tokens (B, ALL)
 
 
-def writer(model: nn.Module) -> Writer:
+def generator_of(model: nn.Module) -> Generate:
     def write(prompt: Tensor) -> Tensor:
         written = greedy(model, prompt, max_len=NEW, end=None)
         return torch.cat([prompt, torch.tensor(written, device=prompt.device)], dim=1)
@@ -26,17 +26,17 @@ def writer(model: nn.Module) -> Writer:
     return write
 
 
-def by_ours(setting: Setting) -> tuple[nn.Module, Writer]:
+def by_ours(setting: Setting) -> tuple[nn.Module, Generate]:
     model = packed(DecoderOnly(config(V, length=ALL)))
-    return model, writer(model)
+    return model, generator_of(model)
 
 
-def unpacked(setting: Setting) -> tuple[nn.Module, Writer]:
+def unpacked(setting: Setting) -> tuple[nn.Module, Generate]:
     model = DecoderOnly(config(V, length=ALL))
-    return model, writer(model)
+    return model, generator_of(model)
 
 
-def by_hub(setting: Setting) -> tuple[nn.Module, Writer]:
+def by_hub(setting: Setting) -> tuple[nn.Module, Generate]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": V, "n_positions": ALL, "n_embd": D, "n_layer": LAYERS, "n_head": H}
@@ -50,8 +50,8 @@ def by_hub(setting: Setting) -> tuple[nn.Module, Writer]:
     return model, write
 
 
-def by_litgpt(setting: Setting) -> tuple[nn.Module, Writer]:
-    """litgpt's model and cache, in a loop without what its own loop does beside."""
+def by_litgpt(setting: Setting) -> tuple[nn.Module, Generate]:
+    """litgpt's model and cache in a plain loop, without the extras of its own loop."""
     from litgpt.model import GPT, Config
 
     model = GPT(
@@ -78,7 +78,7 @@ def by_litgpt(setting: Setting) -> tuple[nn.Module, Writer]:
     return model, write
 
 
-def by_x_transformers(setting: Setting) -> tuple[nn.Module, Writer]:
+def by_x_transformers(setting: Setting) -> tuple[nn.Module, Generate]:
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
     layers = Decoder(dim=D, depth=LAYERS, heads=H, attn_dim_head=D // H, attn_flash=True)
@@ -94,11 +94,11 @@ def by_x_transformers(setting: Setting) -> tuple[nn.Module, Writer]:
 
 
 def check(model: nn.Module, written: Tensor, prompt: Tensor) -> None:
-    """The prompt comes first, and each new token is the likeliest for the model without a cache."""
+    """Check that the prompt comes first and each new token is the most probable without a cache."""
     if tuple(written.shape) != (len(prompt), ALL) or not bool(
         (written[:, :PROMPT] == prompt).all()
     ):
-        raise ValueError(f"check: prompt and {NEW} tokens must be written, got {written.shape}")
+        raise ValueError(f"check: prompt and {NEW} tokens must be generated, got {written.shape}")
     model = getattr(model, "net", model)
     with torch.inference_mode():
         if hasattr(model, "clear_kv_cache"):
@@ -107,24 +107,26 @@ def check(model: nn.Module, written: Tensor, prompt: Tensor) -> None:
     chosen = logits.gather(-1, written[:, PROMPT:, None])[..., 0]
     gap = (logits.amax(dim=-1) - chosen).max().item()
     if gap > (1e-3 if next(model.parameters()).dtype == torch.float32 else 0.3):
-        raise ValueError(f"check: each token must be the likeliest, got one that is {gap} below")
+        raise ValueError(
+            f"check: each token must be the most probable, got one whose logit is {gap} lower"
+        )
 
 
 def limit(prompt: Tensor, setting: Setting) -> Competitor:
-    """Products for each new token, and attention to as many keys as there are by then."""
+    """Matrix multiplications for each new token, and attention to all keys so far."""
 
     def ready() -> Built:
         bare = Bare(V).to(setting.device, setting.dtype).eval()
-        _replace(bare, _PackedLinear)  # as fast as it can be done
+        _replace(bare, _PackedLinear)  # the fastest layout
         B, like = len(prompt), bare.output.weight
         first = torch.randn(B, PROMPT, D, device=like.device, dtype=like.dtype)
-        room = torch.randn(2, B, H, ALL, D // H, device=like.device, dtype=like.dtype)
+        stored = torch.randn(2, B, H, ALL, D // H, device=like.device, dtype=like.dtype)
 
         @torch.inference_mode()
         def run() -> None:
             bare(first)
             for end in range(PROMPT + 1, ALL):
-                x, k, v = first[:, :1], room[0, :, :, :end], room[1, :, :, :end]
+                x, k, v = first[:, :1], stored[0, :, :, :end], stored[1, :, :, :end]
                 for layer in bare.layers:
                     q = layer.inward(x)[..., :D].unflatten(-1, (H, -1)).transpose(1, 2)
                     x = layer.outward(
@@ -135,7 +137,7 @@ def limit(prompt: Tensor, setting: Setting) -> Competitor:
 
         return Built(run=run, parameters=count_parameters(bare))
 
-    note = "matrix products and attention alone"
+    note = "matrix multiplications and attention only"
     return Competitor(name="limit", make=ready, role="limit", note=note)
 
 
@@ -143,7 +145,10 @@ def cases(setting: Setting) -> Iterator[Case]:
     ways = {
         "ours": (by_ours, "packed"),
         "ours, not packed": (unpacked, ""),
-        "litgpt": (by_litgpt, "rotary positions, untied output; without its own loop's extras"),
+        "litgpt": (
+            by_litgpt,
+            "rotary positions, untied output; a plain loop without litgpt's extras",
+        ),
         "HF GPT-2": (by_hub, ""),
         "x-transformers, flash": (by_x_transformers, "no biases in attention"),
     }

@@ -1,4 +1,4 @@
-"""How time and memory grow with the length, forward and backward, causal."""
+"""How time and memory grow with the length of a causal sequence, forward and backward."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,7 +23,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             "ours": (lambda q, k, v: attend(q, k, v, causal=True), "ours", ""),
             "ours, tiled": (
                 lambda q, k, v: tiled_attend(q, k, v, causal=True), "other",
-                "written to be read, in torch's own operations",
+                "written for readability, in PyTorch operations",
             ),
             "the formula": (
                 lambda q, k, v, hide=hide: formula(q, k, v, hide), "other", "stores T x T weights"

@@ -1,7 +1,7 @@
-"""Interleaved measurement: what slows a machine for a while slows all competitors alike.
+"""Interleaved measurement: a machine that slows down for a while slows all competitors equally.
 
-Each round runs every competitor once, in an order of its own; a ratio compares two runs of one
-round, and the median over the rounds is what counts.
+Each round runs every competitor once, in a random order. A ratio compares two runs of the same
+round, and the result is the median over the rounds.
 """
 
 import gc
@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 ROLES = ("ours", "peer", "other", "limit")
 MIN_ROUNDS = 3
-SHORTEST = 0.02  # seconds: less than that is run several times in a row, and divided
+SHORTEST = 0.02  # seconds: anything shorter is repeated, and the time divided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A competitor that is ready to run; parameters counts shared ones once."""
+    """A competitor that is ready to run; parameters counts tied ones once."""
 
     run: Callable[[], object]
     parameters: int = 0
@@ -53,9 +53,9 @@ class Competitor:
 
     Args:
         make: builds it, checks it and returns it; an ImportError means that it is not installed.
-        role: "ours", once in each case; "peer"; "other" for a variant that is shown and is no
-            peer; "limit" for the part of the work that nobody can leave out.
-        note: what it does differently.
+        role: "ours", once in each case; "peer"; "other" for a variant that is not ranked;
+            "limit" for the part of the work that no implementation can leave out.
+        note: how its work differs.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Competitor:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Some work, and all who do it.
+    """Some work, and the competitors that do it.
 
     Args:
-        work: how many tokens one run reads or writes; 0 where only time counts.
-        flops: of the matrix products of one run, for the share of the device's peak.
-        memory: whether to measure the most bytes that a run holds.
+        work: tokens that one run reads or generates; 0 if only time counts.
+        flops: operations of the matrix multiplications of one run, to compare with the peak.
+        memory: whether to measure peak memory.
     """
 
     suite: str
@@ -84,7 +84,7 @@ class Case:
 
 @dataclass(kw_only=True)
 class Row:
-    """What was found of one competitor; a ratio above 1 means that ours was faster."""
+    """The result of one competitor; a ratio above 1 means that ours was faster."""
 
     suite: str
     case: str
@@ -121,7 +121,7 @@ def seconds_of(run: Callable[[], object], repeats: int = 1) -> float:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """The most that one run holds at once beyond what it finds, as torch's allocator tells."""
+    """Peak memory of one run beyond what was allocated before, as PyTorch's allocator counts it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -145,13 +145,13 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def build(case: Case) -> tuple[dict[str, Built], dict[str, str]]:
-    """Build all competitors; say why a peer could not be. That ours cannot be is an error."""
+    """Build all competitors and say why a peer is missing; ours must not be missing."""
     built, missing = {}, {}
     for one in case.competitors:
         torch.manual_seed(0)
         try:
             ready = one.make()
-            ready.run()  # to warm up; a peer that breaks, breaks here
+            ready.run()  # warm-up; a peer that fails, fails here
         except Exception as error:
             if one.role == "ours":
                 raise
@@ -163,7 +163,7 @@ def build(case: Case) -> tuple[dict[str, Built], dict[str, str]]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from running in somebody's turn."""
+    """Keep Python's garbage collector from running during a measurement."""
     gc.collect()
     gc.disable()
     try:
@@ -175,7 +175,7 @@ def no_collection() -> Iterator[None]:
 def take_turns(
     built: dict[str, Built], *, rounds: int, end: float, repeats: int, seed: int
 ) -> dict[str, list[float]]:
-    """Time all of them in each round, in an order drawn anew, while a round ends before `end`."""
+    """Time all of them in each round, in a new random order, while a round ends before `end`."""
     shuffle = random.Random(seed)
     taken: dict[str, list[float]] = {name: [] for name in built}
     with no_collection():
@@ -194,15 +194,15 @@ def measure(
     """Measure all competitors of a case.
 
     Args:
-        rounds: as many at most.
-        budget: seconds that all of it may take; MIN_ROUNDS are made in any case.
+        rounds: the largest number of rounds.
+        budget: seconds in total; at least MIN_ROUNDS rounds are run.
 
     Returns:
         A row for each competitor, and why the others are missing.
     """
     roles = [one.role for one in case.competitors]
     if roles.count("ours") != 1 or not set(roles) <= set(ROLES):
-        raise ValueError(f"measure: there must be one of ours, and roles of {ROLES}, got {roles}")
+        raise ValueError(f'measure: roles must be among {ROLES}, with "ours" once, got {roles}')
     if rounds < 1:
         raise ValueError(f"measure: rounds must be at least 1, got {rounds}")
     end = time.perf_counter() + budget
@@ -231,24 +231,24 @@ def measure(
 def run_suite(
     cases: Iterable[Case], *, rounds: int, budget: float, seed: int = 0
 ) -> Iterator[tuple[Case, list[Row], dict[str, str]]]:
-    """Measure cases one after the other; what time a case leaves is there for later ones."""
+    """Measure cases one after the other; later cases get the time that a case leaves."""
     waiting = list(cases)
     end = time.perf_counter() + budget
     while waiting:
-        share = (end - time.perf_counter()) / len(waiting)
+        seconds = (end - time.perf_counter()) / len(waiting)
         case = waiting.pop(0)
-        yield case, *measure(case, rounds=rounds, budget=share, seed=seed)
+        yield case, *measure(case, rounds=rounds, budget=seconds, seed=seed)
         gc.collect()
 
 
 def best_peer(rows: list[Row]) -> Row | None:
-    """The peer that comes out best against ours, if the case has any peer."""
+    """The fastest peer of a case, if it has any."""
     peers = [row for row in rows if row.role == "peer"]
     return min(peers, key=lambda row: row.ratio, default=None)
 
 
 def standing(rows: list[Row]) -> list[tuple[float, str, str, str]]:
-    """Each case's ratio against its best peer, its suite, its name and the peer, worst first."""
+    """Each case's ratio to its fastest peer, its suite, its name and the peer, worst first."""
     cases: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         cases.setdefault((row.suite, row.case), []).append(row)

@@ -13,7 +13,7 @@ from benchmarks.peers import (
     BareLayer,
     PlainGPT,
     cross_entropy,
-    in_strips,
+    in_chunks,
     products_step,
     training_step,
 )
@@ -22,9 +22,9 @@ from transformer_lib.cpu import by_onednn
 from transformer_lib.models import DecoderOnly, TransformerConfig
 
 LAYERS, H, D, T, B = 6, 6, 384, 256, 8
-SPREAD = {"paper": "drops as the paper does: sub-layer outputs, embeddings",
-          "weights": "drops attention weights, too",
-          "all": "drops attention weights and hidden units, too"}  # fmt: skip
+SPREAD = {"paper": "drops sublayer outputs and embeddings, as the paper does",
+          "weights": "also drops attention weights",
+          "all": "also drops attention weights and hidden units"}  # fmt: skip
 
 
 def config(vocab: int, *, length: int = T, **changes: float) -> TransformerConfig:
@@ -36,7 +36,7 @@ def config(vocab: int, *, length: int = T, **changes: float) -> TransformerConfi
 
 
 class TorchModel(nn.Module):
-    """nn.TransformerEncoder under a causal mask, with a tied embedding and learned positions."""
+    """nn.TransformerEncoder with a causal mask, tied embeddings and learned positions."""
 
     def __init__(self, vocab: int, dropout: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TorchModel(nn.Module):
 
 
 class Bare(nn.Module):
-    """The products and the attention of all layers, and of the output."""
+    """The matrix multiplications and the attention of all layers and of the output."""
 
     def __init__(self, vocab: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def check(model: nn.Module, tokens: Tensor, vocab: int) -> None:
-    """Logits have their shape, and nobody sees the token that is to be predicted."""
+    """Check the shape of the logits, and that the token to be predicted is not read."""
     model.eval()
     with torch.no_grad():
         given = logits_of(model, tokens[:2])
@@ -131,7 +131,7 @@ def limit(vocab: int, setting: Setting) -> Competitor:
         x = torch.randn(B, T, D, device=setting.device)
         return products_step(Bare(vocab).to(setting.device), lambda m: m(x), setting)
 
-    note = "matrix products and attention alone, no optimizer"
+    note = "matrix multiplications and attention only, no optimizer"
     return Competitor(name="limit", make=ready, role="limit", note=note)
 
 
@@ -160,7 +160,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         found = [
             competitor(
                 "ours", lambda make=ours: by_onednn(make()), role="ours", note=quick,
-                loss=in_strips, **same,
+                loss=in_chunks, **same,
             ),
             competitor(CLEAR, ours, role="other", note=place, **same),
             competitor(
@@ -190,7 +190,7 @@ def cases(setting: Setting) -> Iterator[Case]:
                     "plain GPT, the paper's dropout",
                     lambda v=vocab, p=dropout: plain(v, p),
                     role="other",
-                    note=says["paper"] + "; nobody's default",
+                    note=says["paper"] + "; not the default of any library",
                     **same,
                 )  # fmt: skip
             )

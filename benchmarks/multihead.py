@@ -1,6 +1,6 @@
 """Multi-head self-attention as a module, forward and backward.
 
-All modules compute the same function: they hold the weights of ours, and must give its output.
+All modules hold the weights of ours and must give the same output.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def hub(ours: MultiHeadAttention, causal: bool) -> tuple[nn.Module, Call]:
     theirs = GPT2Attention(config, layer_idx=0)
     theirs.is_causal = causal
     pairs = ((theirs.c_attn, ours.in_proj), (theirs.c_proj, ours.out_proj))
-    for mine, given in pairs:  # GPT-2 keeps its matrices the other way round
+    for mine, given in pairs:  # GPT-2 stores its matrices transposed
         mine.load_state_dict({"weight": given.weight.T, "bias": given.bias})
     return theirs, lambda m, x: m(x)[0]
 
@@ -71,7 +71,7 @@ def cases(setting: Setting) -> Iterator[Case]:
     given, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
     for causal in (False, True):
         torch.manual_seed(0)
-        ours = MultiHeadAttention(D, H)  # its biases begin at 0, as if there were none
+        ours = MultiHeadAttention(D, H)  # its biases start at 0
 
         def call_ours(m: nn.Module, x: Tensor, causal: bool = causal) -> Tensor:
             return m(x, causal=causal)

@@ -1,9 +1,9 @@
-"""Peers that no package index has, and what limits everybody.
+"""Peers that are on no package index, and the part of the work that limits all.
 
-The plain GPT is written for this comparison in the design that nanoGPT made popular: one fused
+The plain GPT is written for this comparison in nanoGPT's design: one fused
 projection, torch's attention kernel with is_causal, GELU, pre-norm, a tied output; dropout, if
-any, on attention weights, on sub-layer outputs and on the sum of the embeddings. It stands in for
-nanoGPT; it is not nanoGPT's code.
+any, on attention weights, on sublayer outputs and on the sum of the embeddings. It represents
+nanoGPT, but is not its code.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class PlainGPT(nn.Module):
 
 
 class BareLayer(nn.Module):
-    """A layer's matrix products and attention, without norms, residuals, biases or activations."""
+    """A layer's matmuls and attention, without norms, residuals, biases or activations."""
 
     def __init__(self, width: int, heads: int, wide: int, *, cross: bool = False) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ class BareLayer(nn.Module):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over all labels but -100, as everybody but us computes it."""
+    """The mean over all labels but -100, as every peer computes it."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-def in_strips(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same mean, as this library computes it."""
+def in_chunks(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same mean by this library's loss."""
     return token_loss(logits, labels, padding=-100) / (labels != -100).sum()
 
 
@@ -119,7 +119,7 @@ def training_step(
     setting: Setting,
     loss_of: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Built:
-    """Forward, cross-entropy, backward, a fused AdamW and zero_grad, the same for everybody."""
+    """Forward, cross-entropy, backward, fused AdamW and zero_grad, the same for all."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     running = setting.compiled(model)
 
@@ -136,8 +136,8 @@ def training_step(
 def products_step(
     model: nn.Module, logits: Callable[[nn.Module], Tensor], setting: Setting
 ) -> Built:
-    """The products alone, forward and backward: no loss, no optimizer."""
-    running = setting.compiled(by_onednn(model))  # by the faster library where there are two
+    """The matrix multiplications alone, forward and backward, without loss and optimizer."""
+    running = setting.compiled(by_onednn(model))  # by oneDNN where it is faster
 
     def run() -> None:
         with setting.autocast():

@@ -1,4 +1,4 @@
-"""What an import costs, in a process of its own each time."""
+"""The time of an import, in a new process each time."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
 """One training step of an encoder-decoder: forward, loss, backward, AdamW.
 
-With a tied output, a model has one matrix for source words, target words and the output, as BART
-and Marian do; untied, the output has a matrix of its own.
+With a tied output, one matrix serves source embeddings, target embeddings and the output, as in
+BART and Marian; untied, the output has a separate matrix.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from benchmarks.peers import (
     QUICK,
     BareLayer,
     cross_entropy,
-    in_strips,
+    in_chunks,
     products_step,
     training_step,
 )
@@ -25,7 +25,7 @@ from transformer_lib.models import Transformer, TransformerConfig
 
 V, D, H, WIDE, DEPTH, B, L = 8000, 256, 4, 1024, 3, 32, 32
 PAD, PLACES = 0, 64
-PAPER = "drops sub-layer outputs and embeddings, as the paper does"
+PAPER = "drops sublayer outputs and embeddings, as the paper does"
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -38,7 +38,7 @@ def config(dropout: float, tied: bool) -> TransformerConfig:
 
 
 class TorchModel(nn.Module):
-    """nn.Transformer with what it leaves out: embeddings, learned positions, an output."""
+    """nn.Transformer with embeddings, learned positions and an output layer."""
 
     def __init__(self, dropout: float, tied: bool) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class TorchModel(nn.Module):
 
 
 class Bare(nn.Module):
-    """The products and the attention of all layers, and of the output."""
+    """The matrix multiplications and the attention of all layers and of the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def call_x(m: nn.Module, source: Tensor, target: Tensor, real: Tensor | None) ->
 def check(
     model: nn.Module, call: Call, source: Tensor, target: Tensor, real: Tensor | None
 ) -> None:
-    """Logits have their shape; what stands in the padding or later in the target is not seen."""
+    """Check the shape of the logits, and that padding and later target tokens are not read."""
     model.eval()
     later = torch.cat([target[:, :-1], (target[:, -1:] + 1) % V], dim=1)
     other = source if real is None else torch.where(real, source, (source + 7) % V)
@@ -136,7 +136,7 @@ def check(
         raise ValueError(f"check: logits must be {(B, L, V)}, got {tuple(given.shape)}")
     gap = (given - changed)[:, :-1].abs().max().item()
     if gap > 1e-3:
-        raise ValueError(f"check: padding and later words must not be seen, got a change of {gap}")
+        raise ValueError(f"check: padding and later words must not be read, got a change of {gap}")
     model.train()
 
 
@@ -145,7 +145,7 @@ def limit(setting: Setting) -> Competitor:
         source, target = torch.randn(2, B, L, D, device=setting.device)
         return products_step(Bare().to(setting.device), lambda m: m(source, target), setting)
 
-    note = "matrix products and attention alone, no optimizer"
+    note = "matrix multiplications and attention only, no optimizer"
     return Competitor(name="limit", make=ready, role="limit", note=note)
 
 
@@ -185,12 +185,12 @@ def cases(setting: Setting) -> Iterator[Case]:
             return TorchModel(dropout, tied)
 
         paper = PAPER if dropout else ""
-        more = "drops attention weights and hidden units, too" if dropout else ""
+        more = "also drops attention weights and hidden units" if dropout else ""
         quick = "; ".join(filter(None, (QUICK, paper)))
         found = [
             competitor(
                 "ours", lambda make=ours: by_onednn(make()), call_ours, role="ours", note=quick,
-                loss=in_strips,
+                loss=in_chunks,
             ),
             competitor(CLEAR, ours, call_ours, role="other", note=paper),
             competitor("nn.Transformer", by_torch, call_torch, note=more),

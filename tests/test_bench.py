@@ -54,7 +54,7 @@ def row(**changes):
     return Row(**given | changes)
 
 
-def test_a_ratio_is_the_others_time_over_ours():
+def test_ratio_is_the_competitors_time_divided_by_ours():
     # A sleep never ends early; that it takes 3 times as long as asked, in most of five rounds,
     # would need a machine that stands still.
     found, missing = measure(
@@ -68,7 +68,7 @@ def test_a_ratio_is_the_others_time_over_ours():
     assert ours.rounds == slow.rounds == 5
 
 
-def test_each_round_runs_everybody_once_and_orders_differ_and_repeat_with_the_seed():
+def test_rounds_run_each_competitor_once_in_orders_that_repeat_with_the_seed():
     def order(seed):
         calls = []
         names = ["ours", "a", "b", "c", "d"]
@@ -82,7 +82,7 @@ def test_each_round_runs_everybody_once_and_orders_differ_and_repeat_with_the_se
     assert len(set(order(0))) > 1
 
 
-def test_what_is_too_short_to_time_is_run_several_times_in_a_row():
+def test_measure_repeats_what_is_too_short_to_time():
     calls = []
     short = sleeper("ours", 0.001, role="ours", calls=calls)
     found, _ = measure(case(short), rounds=3)
@@ -90,7 +90,7 @@ def test_what_is_too_short_to_time_is_run_several_times_in_a_row():
     assert found[0].seconds < harness.SHORTEST
 
 
-def test_a_budget_ends_the_rounds_but_three_are_made():
+def test_budget_ends_the_rounds_after_three_at_least():
     slow = case(sleeper("ours", 0.03, role="ours"))
     assert measure(slow, rounds=50, budget=0.0)[0][0].rounds == harness.MIN_ROUNDS == 3
     assert 3 <= measure(slow, rounds=50, budget=0.4)[0][0].rounds < 50
@@ -110,7 +110,7 @@ def test_budget_that_a_case_leaves_goes_to_later_ones(monkeypatch):
     assert budgets == [100, 150, 300]
 
 
-def test_a_peer_that_is_not_there_is_named_and_the_others_go_on():
+def test_missing_peer_is_named_and_the_others_run():
     found, missing = measure(
         case(
             sleeper("ours", 0.001, role="ours"),
@@ -126,24 +126,26 @@ def test_a_peer_that_is_not_there_is_named_and_the_others_go_on():
     }
 
 
-def test_ours_that_cannot_be_built_is_an_error():
+def test_measure_fails_if_ours_cannot_be_built():
     with pytest.raises(ValueError, match="broken"):
         measure(case(failing("ours", ValueError("broken"), role="ours")))
 
 
 @pytest.mark.parametrize("roles", [(), ("peer",), ("ours", "ours"), ("ours", "friend")])
-def test_a_case_has_one_of_ours_and_known_roles(roles):
+def test_measure_refuses_unknown_roles_and_cases_without_ours(roles):
     competitors = [sleeper(f"{i}", 0.0, role=role) for i, role in enumerate(roles)]
-    with pytest.raises(ValueError, match=r"measure: there must be one of ours, and roles of .*got"):
+    with pytest.raises(
+        ValueError, match=r"measure: roles must be among .* with \"ours\" once, got"
+    ):
         measure(case(*competitors))
 
 
-def test_no_rounds_are_refused():
+def test_measure_refuses_zero_rounds():
     with pytest.raises(ValueError, match="measure: rounds must be at least 1, got 0"):
         measure(case(sleeper("ours", 0.001, role="ours")), rounds=0)
 
 
-def test_the_peak_counts_what_is_held_at_once_and_not_what_was_there():
+def test_peak_bytes_counts_what_is_held_at_once_beyond_the_start():
     there = torch.zeros(1000)  # 4,000 bytes
 
     def run():
@@ -160,7 +162,7 @@ def test_quartiles_of_few_values():
     assert harness.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 3.0, 4.0)
 
 
-def test_the_standing_names_the_best_peer_of_each_case_and_the_losing_case_first():
+def test_standing_names_the_fastest_peer_of_each_case_losing_cases_first():
     rows = [
         row(), row(name="fast", role="peer", ratio=1.2), row(name="slow", role="peer", ratio=2.0),
         row(name="bare", role="limit", ratio=0.5), row(name="variant", role="other", ratio=0.4),
@@ -170,7 +172,7 @@ def test_the_standing_names_the_best_peer_of_each_case_and_the_losing_case_first
     assert standing(rows) == [(0.9, "s", "d", "faster"), (1.2, "s", "c", "fast")]
 
 
-def test_the_table_has_a_line_for_each_and_what_was_measured():
+def test_table_has_a_line_for_each_competitor():
     rows = [
         row(seconds=0.5, work=100, flops=2_000, peak_bytes=2**20, parameters=1_500_000),
         row(name="bare", role="limit", ratio=0.5, seconds=0.25),
@@ -182,7 +184,7 @@ def test_the_table_has_a_line_for_each_and_what_was_measured():
 
 
 @pytest.mark.parametrize("module", SUITES, ids=lambda module: module.__name__.split(".")[-1])
-def test_every_suite_has_cases_with_one_of_ours_and_names_of_their_own(module):
+def test_suites_have_cases_with_ours_once_and_distinct_names(module):
     made = list(module.cases(Setting()))
     assert len({(one.suite, one.name) for one in made}) == len(made) >= 1
     for one in made:
@@ -192,13 +194,13 @@ def test_every_suite_has_cases_with_one_of_ours_and_names_of_their_own(module):
         assert len(set(names)) == len(names)
 
 
-def test_every_suite_of_the_command_is_a_module_and_has_seconds():
+def test_suites_of_the_command_are_modules_with_seconds():
     names = [module.__name__.split(".")[-1] for module in SUITES]
     assert sorted(command.SUITES) == sorted(names)
     assert sum(command.SUITES.values()) <= 11 * 60  # a quarter of an hour, installing included
 
 
-def test_the_plain_gpt_has_the_parameters_of_ours_and_is_causal():
+def test_plain_gpt_has_the_parameters_of_ours_and_is_causal():
     plain, ours = PlainGPT(11, 12, 2, 3, 7), language.DecoderOnly(
         language.TransformerConfig(
             vocab_size=11, d_model=12, n_heads=2, d_ff=48, n_decoder_layers=3, max_len=7,
@@ -212,7 +214,7 @@ def test_the_plain_gpt_has_the_parameters_of_ours_and_is_causal():
     torch.testing.assert_close(plain(tokens)[:, :4], plain(changed)[:, :4])
 
 
-def test_plain_attention_is_ours():
+def test_plain_attention_agrees_with_ours():
     torch.manual_seed(0)
     ours = multihead.MultiHeadAttention(12, 3)
     for causal in (False, True):
@@ -223,7 +225,7 @@ def test_plain_attention_is_ours():
         torch.testing.assert_close(theirs(x), ours(x, causal=causal))
 
 
-def test_a_training_step_learns():
+def test_training_step_learns():
     torch.manual_seed(0)
     model = PlainGPT(11, 12, 2, 1, 7)
     tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
@@ -240,14 +242,14 @@ def test_a_training_step_learns():
     assert step.parameters == harness.count_parameters(model)
 
 
-def test_losses_add_up_alike_with_and_without_strips():
+def test_losses_agree_with_and_without_chunks():
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 5, 11), torch.randint(11, (3, 5))
     labels[1, 3:] = -100
-    torch.testing.assert_close(peers.in_strips(logits, labels), peers.cross_entropy(logits, labels))
+    torch.testing.assert_close(peers.in_chunks(logits, labels), peers.cross_entropy(logits, labels))
 
 
-def test_each_placement_of_dropout_is_trained_and_written_down(monkeypatch, tmp_path):
+def test_dropout_command_trains_and_records_each_placement(monkeypatch, tmp_path):
     monkeypatch.setattr(dropout, "T", 8)
     monkeypatch.setattr(dropout, "BYTES", 3000)
     dropout.main(["--steps", "50", "--seeds", "2", "--json", str(tmp_path / "found.json")])
@@ -259,7 +261,7 @@ def test_each_placement_of_dropout_is_trained_and_written_down(monkeypatch, tmp_
     assert len({row["validation_loss"] for row in found["rows"]}) == 6
 
 
-def test_a_model_that_sees_what_it_predicts_is_refused():
+def test_check_refuses_a_model_that_sees_what_it_predicts():
     class Seeing(torch.nn.Module):
         def forward(self, tokens):
             return tokens.float().sum(dim=1)[:, None, None].expand(-1, tokens.shape[1], 65)
@@ -269,18 +271,18 @@ def test_a_model_that_sees_what_it_predicts_is_refused():
         language.check(Seeing(), tokens, 65)
 
 
-def test_padding_that_is_read_is_refused():
+def test_check_refuses_a_model_that_reads_padding():
     def call(model, source, target, real):
         return source.float().sum().expand(translation.B, translation.L, translation.V)
 
     shape = (translation.B, translation.L)
     source, target = torch.zeros(2, *shape, dtype=torch.long)
     real = torch.arange(translation.L) < torch.full((translation.B, 1), 5)
-    with pytest.raises(ValueError, match="check: padding and later words must not be seen, got"):
+    with pytest.raises(ValueError, match="check: padding and later words must not be read, got"):
         translation.check(torch.nn.Identity(), call, source, target, real)
 
 
-def test_a_writer_whose_tokens_are_not_the_likeliest_is_refused():
+def test_check_refuses_tokens_that_are_not_the_most_probable():
     class Certain(torch.nn.Linear):
         def forward(self, tokens):
             return torch.nn.functional.one_hot((tokens + 1) % generation.V, generation.V).float()
@@ -288,13 +290,13 @@ def test_a_writer_whose_tokens_are_not_the_likeliest_is_refused():
     prompt = torch.zeros(2, generation.PROMPT, dtype=torch.long)
     ones = torch.arange(generation.NEW).expand(2, -1) % generation.V
     generation.check(Certain(1, 1), torch.cat([prompt, (ones + 1) % generation.V], dim=1), prompt)
-    with pytest.raises(ValueError, match="check: each token must be the likeliest, got"):
+    with pytest.raises(ValueError, match="check: each token must be the most probable, got"):
         generation.check(Certain(1, 1), torch.cat([prompt, ones], dim=1), prompt)
-    with pytest.raises(ValueError, match="check: prompt and 256 tokens must be written, got"):
+    with pytest.raises(ValueError, match="check: prompt and 256 tokens must be generated, got"):
         generation.check(Certain(1, 1), prompt, prompt)
 
 
-def test_a_report_is_written_whole_or_not_at_all(tmp_path):
+def test_write_is_atomic(tmp_path):
     target = tmp_path / "results" / "bench-cpu.json"
     command.write({"rows": [1]}, target)
     with pytest.raises(TypeError):
@@ -318,7 +320,7 @@ def run_command(monkeypatch, *arguments):
     command.main()
 
 
-def test_the_command_writes_machine_date_commit_versions_and_rows(tiny, monkeypatch, tmp_path):
+def test_command_writes_hardware_date_commit_versions_and_rows(tiny, monkeypatch, tmp_path):
     target = tmp_path / "one.json"
     run_command(monkeypatch, "--rounds", "2", "--threads", "1", "--json", str(target))
     report = json.loads(target.read_text())
@@ -330,9 +332,7 @@ def test_the_command_writes_machine_date_commit_versions_and_rows(tiny, monkeypa
     assert [(one["name"], one["rounds"]) for one in report["rows"]] == [("ours", 2), ("peer", 2)]
 
 
-def test_all_suites_together_go_to_results_and_a_single_one_goes_nowhere(
-    tiny, monkeypatch, tmp_path, capsys
-):
+def test_command_writes_to_results_for_all_suites_only(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command, "ROOT", tmp_path)
     run_command(monkeypatch, "--suite", "start", "--rounds", "1", "--threads", "1")
     assert "sleep: a while; against peer" in capsys.readouterr().out
