@@ -76,7 +76,7 @@ def gradients(way, inputs, **options):
 
 @WAYS
 @pytest.mark.parametrize("causal", [False, True])
-def test_agrees_with_loops_under_a_mask_with_an_empty_row(way, qkv, mask, causal):
+def test_attention_agrees_with_loops_under_a_mask_with_an_empty_row(way, qkv, mask, causal):
     visible = mask & causal_mask(T, S) if causal else mask
     expected = slowly(*qkv, visible)
     torch.testing.assert_close(way(*qkv, mask, causal=causal), expected)
@@ -85,7 +85,7 @@ def test_agrees_with_loops_under_a_mask_with_an_empty_row(way, qkv, mask, causal
 @WAYS
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_agrees_with_torch_forward_and_backward(way, qkv, mask, causal, masked):
+def test_attention_agrees_with_torch_forward_and_backward(way, qkv, mask, causal, masked):
     options = {"mask": mask if masked else None, "causal": causal}
     visible = (mask if masked else torch.ones(T, S, dtype=torch.bool)) & (
         causal_mask(T, S) if causal else torch.ones(T, S, dtype=torch.bool)
@@ -98,27 +98,27 @@ def test_agrees_with_torch_forward_and_backward(way, qkv, mask, causal, masked):
 
 
 @WAYS
-def test_square_causal_attention_agrees_with_torch(way, qkv):
+def test_causal_attention_agrees_with_torch_for_equal_lengths(way, qkv):
     query, key, value = qkv[0], qkv[1][..., :T, :], qkv[2][..., :T, :]
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(way(query, key, value, causal=True), expected)
 
 
 @WAYS
-def test_a_single_last_query_sees_every_key(way, qkv):
+def test_causal_attention_of_a_single_query_sees_every_key(way, qkv):
     query = qkv[0][..., -1:, :]
     torch.testing.assert_close(way(query, *qkv[1:], causal=True), way(query, *qkv[1:]))
 
 
 @WAYS
-def test_more_queries_than_keys_leave_the_first_ones_nothing(way, qkv):
+def test_causal_attention_leaves_surplus_first_queries_empty(way, qkv):
     query = torch.cat([qkv[0], qkv[0]], dim=-2)  # ten queries, seven keys
     out = way(query, *qkv[1:], causal=True)
     assert (out[..., :3, :] == 0).all() and (out[..., 3:, :] != 0).any(-1).all()
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 100])
-def test_the_block_size_changes_nothing(qkv, mask, block):
+def test_tiled_attend_does_not_depend_on_the_block_size(qkv, mask, block):
     expected = gradients(tiled_attend, qkv, mask=mask, causal=True)
     for ours, theirs in zip(
         gradients(tiled_attend, qkv, mask=mask, causal=True, block=block), expected, strict=True
@@ -126,7 +126,7 @@ def test_the_block_size_changes_nothing(qkv, mask, block):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_tiles_never_hold_more_scores_than_a_block(monkeypatch, qkv):
+def test_tiled_attend_never_holds_more_scores_than_a_block(monkeypatch, qkv):
     import transformer_lib.attention as module
 
     sizes, tiles = [], module._tiles
@@ -141,7 +141,7 @@ def test_tiles_never_hold_more_scores_than_a_block(monkeypatch, qkv):
     assert sizes == [3, 3, 1] * 2  # forward, then recomputed backward
 
 
-def test_the_weights_are_those_that_mixed_the_values(qkv, mask):
+def test_attend_with_weights_returns_the_weights_of_the_values(qkv, mask):
     torch.manual_seed(0)
     out, weights = attend_with_weights(*qkv, mask, dropout=0.5)
     torch.testing.assert_close(out, weights @ qkv[2])
@@ -150,7 +150,7 @@ def test_the_weights_are_those_that_mixed_the_values(qkv, mask):
 
 @pytest.mark.parametrize("way", [explicit, attend, fused])
 @pytest.mark.parametrize("n_queries", [1, 2])
-def test_dropout_keeps_the_expected_weight(way, n_queries):
+def test_attention_dropout_keeps_the_expected_weight(way, n_queries):
     torch.manual_seed(0)
     n = 20_000
     query, key = torch.zeros(n // n_queries, n_queries, 1), torch.zeros(n // n_queries, 1, 1)
@@ -161,7 +161,7 @@ def test_dropout_keeps_the_expected_weight(way, n_queries):
 
 
 @pytest.mark.parametrize("way", [explicit, attend, fused])
-def test_scale_replaces_the_square_root(way, qkv):
+def test_attention_scale_replaces_the_square_root(way, qkv):
     expected = F.scaled_dot_product_attention(*qkv, scale=0.25)
     torch.testing.assert_close(way(*qkv, scale=0.25), expected)
     assert not torch.allclose(way(*qkv), expected)
@@ -170,7 +170,7 @@ def test_scale_replaces_the_square_root(way, qkv):
 @pytest.mark.parametrize("way", [explicit, attend, fused])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_bias_is_added_to_the_scores(way, qkv, mask, masked, causal):
+def test_attention_adds_the_bias_to_the_scores(way, qkv, mask, masked, causal):
     bias = torch.randn(1, H, T, S, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     scores = qkv[0] @ qkv[1].mT / math.sqrt(K) + bias
     visible = causal_mask(T, S) if causal else torch.ones(T, S, dtype=torch.bool)
@@ -181,14 +181,14 @@ def test_a_bias_is_added_to_the_scores(way, qkv, mask, masked, causal):
 
 
 @pytest.mark.parametrize("way", [explicit, attend, fused])
-def test_a_bias_learns(way, qkv, mask):
+def test_attention_bias_gets_a_gradient(way, qkv, mask):
     bias = torch.zeros(1, H, T, S, dtype=torch.float64, requires_grad=True)
     way(*qkv, mask, bias=bias).square().sum().backward()
     assert bias.grad.isfinite().all() and bias.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("way", [explicit, attend, fused])
-def test_any_score_can_replace_the_dot_product(way, mask):
+def test_attention_accepts_any_score(way, mask):
     torch.manual_seed(0)
     score = AdditiveScore(5, 3, 4).double()
     query, key = (torch.randn(B, n, d, dtype=torch.float64) for n, d in ((T, 5), (S, 3)))
@@ -212,7 +212,7 @@ def test_attention_compiled_has_the_gradients_of_eager_attention(way, qkv):
 
 
 @WAYS
-def test_equal_values_come_back_and_outputs_stay_within_the_values(way, qkv, mask):
+def test_attention_outputs_are_averages_of_the_values(way, qkv, mask):
     out = way(*qkv, mask)
     seen = mask.any(-1, keepdim=True).expand(B, H, T, 1)
     low, high = (x.unsqueeze(-2) for x in qkv[2].aminmax(dim=-2))
@@ -224,7 +224,7 @@ def test_equal_values_come_back_and_outputs_stay_within_the_values(way, qkv, mas
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @WAYS
-def test_no_nan_is_born_even_on_the_way_back(way, qkv, mask):
+def test_attention_of_empty_rows_has_no_nan_forward_or_backward(way, qkv, mask):
     inputs = [x.requires_grad_() for x in qkv]
     with torch.autograd.detect_anomaly(check_nan=True):
         out = way(*inputs, mask)
@@ -235,7 +235,7 @@ def test_no_nan_is_born_even_on_the_way_back(way, qkv, mask):
 
 
 @WAYS
-def test_gradients_agree_with_finite_differences(way, mask):
+def test_attention_gradients_agree_with_finite_differences(way, mask):
     generator = torch.Generator().manual_seed(4)
     shapes = (1, 2, 3, 2), (1, 2, 5, 2), (1, 2, 5, 3)
     inputs = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
@@ -245,7 +245,7 @@ def test_gradients_agree_with_finite_differences(way, mask):
 
 
 @WAYS
-def test_inputs_are_left_alone(way, qkv, mask):
+def test_attention_leaves_inputs_unchanged(way, qkv, mask):
     before = [x.clone() for x in (*qkv, mask)]
     way(*qkv, mask, causal=True)
     assert all(torch.equal(x, y) for x, y in zip(before, (*qkv, mask), strict=True))
@@ -253,7 +253,7 @@ def test_inputs_are_left_alone(way, qkv, mask):
 
 @WAYS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_numbers_stay_near_float64_and_keep_their_type(way, qkv, mask, dtype):
+def test_attention_in_half_precision_is_near_float64_and_keeps_its_dtype(way, qkv, mask, dtype):
     inputs = [x.to(dtype) for x in qkv]
     out = way(*inputs, mask)
     exact = explicit(*(x.double() for x in inputs), mask)
@@ -264,13 +264,13 @@ def test_narrow_numbers_stay_near_float64_and_keep_their_type(way, qkv, mask, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_few_scores_in_half_precision_are_rounded_once_at_the_end(qkv, mask, dtype):
+def test_attend_rounds_few_half_precision_scores_once(qkv, mask, dtype):
     inputs = [x.to(dtype) for x in qkv]
     expected = attend(*(x.float() for x in inputs), mask).to(dtype)
     assert torch.equal(attend(*inputs, mask), expected)
 
 
-def test_a_cpu_stores_few_scores_of_many_queries_and_no_others(monkeypatch):
+def test_attend_on_a_cpu_stores_only_few_scores_of_many_queries(monkeypatch):
     calls, kernel = [], F.scaled_dot_product_attention
     spy = lambda *a, **o: calls.append(a[0].shape[-2]) or kernel(*a, **o)  # noqa: E731
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
@@ -280,7 +280,7 @@ def test_a_cpu_stores_few_scores_of_many_queries_and_no_others(monkeypatch):
 
 
 @WAYS
-def test_large_scores_in_half_precision_do_not_overflow(way):
+def test_attention_does_not_overflow_for_large_half_precision_scores(way):
     query = torch.full((1, 2, 4), 100.0, dtype=torch.float16)
     key = torch.cat([query[:, :1], -query[:, :1]], dim=1)
     value = torch.tensor([[[1.0], [2.0]]], dtype=torch.float16)
@@ -346,7 +346,7 @@ def test_attention_over_values_of_width_zero_returns_width_zero(way, qkv):
     assert way(*qkv[:2], qkv[2][..., :0]).shape == (B, H, T, 0)
 
 
-def test_a_long_running_sum_in_half_precision_does_not_stall():
+def test_tiled_attend_accumulates_long_half_precision_sums():
     n = 3000  # in float16, 2048 + 1 = 2048
     query, key = torch.zeros(1, 2, dtype=torch.float16), torch.zeros(n, 2, dtype=torch.float16)
     value = (torch.arange(n) >= 2048).half()[:, None]
@@ -356,7 +356,7 @@ def test_a_long_running_sum_in_half_precision_does_not_stall():
 
 @WAYS
 @pytest.mark.parametrize(("t", "s", "b"), [(0, S, B), (T, 0, B), (T, S, 0), (0, 0, 0)])
-def test_nothing_in_gives_zeros_or_nothing_out(way, t, s, b):
+def test_attention_accepts_empty_inputs(way, t, s, b):
     query, key = torch.randn(b, H, t, K), torch.randn(b, H, s, K)
     for causal in (False, True):
         out = way(query, key, torch.randn(b, H, s, Kv), causal=causal)
@@ -365,7 +365,7 @@ def test_nothing_in_gives_zeros_or_nothing_out(way, t, s, b):
 
 
 @WAYS
-def test_no_batch_and_many_batch_axes_are_one_batch(way, qkv):
+def test_attention_accepts_any_number_of_batch_axes(way, qkv):
     expected = way(*qkv)
     torch.testing.assert_close(way(*(x[1, 2] for x in qkv)), expected[1, 2])
     torch.testing.assert_close(way(*(x[:, :, None] for x in qkv))[:, :, 0], expected)
@@ -393,7 +393,7 @@ def test_padding_mask_shows_each_sequence_its_own_tokens():
 
 
 @WAYS
-def test_masks_of_every_documented_shape_mean_the_same(way, qkv):
+def test_attention_accepts_masks_of_every_documented_shape(way, qkv):
     table = torch.rand(T, S, generator=torch.Generator().manual_seed(5)) > 0.3
     expected = way(*qkv, table)
     for shape in ((1, 1, T, S), (B, 1, T, S), (1, H, T, S), (B, H, T, S)):
@@ -416,14 +416,14 @@ def test_masks_of_every_documented_shape_mean_the_same(way, qkv):
         ((B, 2, T, S), f"got ({B}, 2, {T}, {S})"),
     ],
 )
-def test_a_mask_of_a_wrong_shape_is_refused_with_both_shapes(way, qkv, shape, said):
+def test_attention_refuses_a_mask_of_a_wrong_shape_with_both_shapes(way, qkv, shape, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         way(*qkv, torch.ones(shape, dtype=torch.bool))
 
 
 @pytest.mark.bad_input
 @WAYS
-def test_a_mask_of_numbers_is_refused(way, qkv):
+def test_attention_refuses_a_mask_of_numbers(way, qkv):
     with pytest.raises(
         ValueError, match=r"mask must be boolean, True = may attend, got torch\.float"
     ):
@@ -432,7 +432,7 @@ def test_a_mask_of_numbers_is_refused(way, qkv):
 
 @pytest.mark.bad_input
 @WAYS
-def test_shapes_that_do_not_belong_together_are_refused(way, qkv):
+def test_attention_refuses_inconsistent_shapes(way, qkv):
     query, key, value = qkv
     with pytest.raises(ValueError, match=rf"{K - 1}\D+{K}"):
         way(query[..., 1:], key, value)
@@ -496,7 +496,7 @@ def test_attention_refuses_queries_and_keys_of_different_widths(way, qkv):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("way", [explicit, attend, fused])
-def test_contradictory_options_are_refused(way, qkv):
+def test_attention_refuses_contradictory_options(way, qkv):
     with pytest.raises(ValueError, match="scale belongs to the default score"):
         way(*qkv, scale=1.0, score=lambda q, k: q @ k.mT)
     with pytest.raises(ValueError, match="below 1, got 1.5"):
@@ -508,7 +508,7 @@ def test_contradictory_options_are_refused(way, qkv):
 
 
 @pytest.mark.bad_input
-def test_impossible_lengths_and_blocks_are_refused(qkv):
+def test_masks_and_blocks_refuse_impossible_sizes(qkv):
     with pytest.raises(ValueError, match="must not be negative, got -1 and -1"):
         causal_mask(-1)
     with pytest.raises(ValueError, match="between 0 and n_keys = 4, got 2 to 5"):

@@ -64,7 +64,7 @@ COSTED = [
 @pytest.mark.parametrize(
     "options", COSTED, ids=lambda options: "-".join(map(str, options.values()))
 )
-def test_parameters_and_flops_equal_what_torch_counts(options):
+def test_cost_equals_what_torch_counts(options):
     model, (source, target) = Transformer(small(**options)), draw()
     expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
     assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
@@ -78,7 +78,7 @@ def test_parameters_and_flops_equal_what_torch_counts(options):
     assert expected.training_flops == forward.get_total_flops() + backward.get_total_flops()
 
 
-def test_the_parts_of_the_work_equal_what_torch_counts_in_them():
+def test_cost_of_each_part_equals_what_torch_counts():
     model, (source, target) = Transformer(small(n_kv_heads=1, activation="geglu")), draw()
     expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -94,7 +94,7 @@ def test_the_parts_of_the_work_equal_what_torch_counts_in_them():
 
 @pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, MODERN])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_cache_bytes_equal_the_size_of_its_tensors(options, dtype):
+def test_cost_of_the_cache_equals_its_tensors(options, dtype):
     model, (source, target) = Transformer(small(**options)).to(dtype).eval(), draw()
     with torch.no_grad():
         cache = model.make_cache(T)
@@ -119,20 +119,20 @@ PAPER = {  # Vaswani et al. (2017), Table 3, parameters in millions, with V = 41
 
 
 @pytest.mark.parametrize("millions", PAPER)
-def test_one_vocabulary_reproduces_eight_rows_of_table_3(millions):
+def test_cost_reproduces_eight_rows_of_table_3_with_one_vocabulary(millions):
     assert (
         round(cost(TransformerConfig.base(41_000, **PAPER[millions])).parameters / 1e6) == millions
     )
 
 
-def test_the_papers_big_model_needs_another_vocabulary():
+def test_cost_of_the_papers_big_model_needs_another_vocabulary():
     base, big = TransformerConfig.base(), TransformerConfig.big()
     assert cost(base).parameters == 63_082_496 and cost(big).parameters == 214_245_376
     assert round(cost(TransformerConfig.big(36_000)).parameters / 1e6) == 213
 
 
 @pytest.mark.parametrize("config", [TransformerConfig.base(), TransformerConfig.big()])
-def test_the_presets_are_counted_exactly(config):
+def test_cost_of_the_presets_is_exact(config):
     with torch.device("meta"):
         assert n_parameters(Transformer(config)) == cost(config).parameters
 
@@ -143,7 +143,7 @@ def test_the_presets_are_counted_exactly(config):
 @pytest.mark.parametrize(
     "options", COSTED, ids=lambda options: "-".join(map(str, options.values()))
 )
-def test_a_decoder_only_costs_what_torch_counts(options):
+def test_decoder_only_cost_equals_what_torch_counts(options):
     model, (_, tokens) = DecoderOnly(small(**options)), draw()
     expected = decoder_only_cost(model.config, batch_size=B, length=T)
     assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
@@ -157,7 +157,7 @@ def test_a_decoder_only_costs_what_torch_counts(options):
     assert expected.training_flops == forward.get_total_flops() + backward.get_total_flops()
 
 
-def test_the_parts_of_its_work_equal_what_torch_counts_in_them():
+def test_decoder_only_cost_of_each_part_equals_what_torch_counts():
     model, (_, tokens) = DecoderOnly(small(n_kv_heads=1, activation="geglu")), draw()
     expected = decoder_only_cost(model.config, batch_size=B, length=T)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -171,7 +171,7 @@ def test_the_parts_of_its_work_equal_what_torch_counts_in_them():
 
 @pytest.mark.parametrize("options", [{}, {"n_kv_heads": 1}, MODERN])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_its_cache_takes_the_bytes_that_its_tensors_take(options, dtype):
+def test_decoder_only_cost_of_the_cache_equals_its_tensors(options, dtype):
     model, (_, tokens) = DecoderOnly(small(**options)).to(dtype).eval(), draw()
     with torch.no_grad():
         cache = model.make_cache(T)
@@ -182,7 +182,7 @@ def test_its_cache_takes_the_bytes_that_its_tensors_take(options, dtype):
     assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
 
 
-def test_the_depth_of_an_encoder_that_is_not_there_costs_nothing():
+def test_decoder_only_cost_ignores_the_encoder_depth():
     deep, flat = (small(n_encoder_layers=n) for n in (5, 1))
     assert decoder_only_cost(deep, length=T) == decoder_only_cost(flat, length=T)
 
@@ -191,7 +191,7 @@ def test_the_depth_of_an_encoder_that_is_not_there_costs_nothing():
 
 
 @pytest.mark.bad_input
-def test_negative_costs_are_refused():
+def test_cost_refuses_negative_sizes():
     with pytest.raises(ValueError, match="^cost: source_len must be an integer at least 0, got -7"):
         cost(small(), source_len=-7)
     must = "decoder_only_cost: length must be an integer at least 0, got -5"
@@ -199,6 +199,6 @@ def test_negative_costs_are_refused():
         decoder_only_cost(small(), length=-5)
 
 
-def test_nothing_costs_nothing_but_parameters():
+def test_cost_of_empty_inputs_is_parameters_only():
     for nothing in (cost(small(), batch_size=0), decoder_only_cost(small(), batch_size=0)):
         assert nothing.forward_flops == nothing.cache_bytes == 0 < nothing.parameters

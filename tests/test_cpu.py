@@ -59,7 +59,7 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (0, 5), (2, 0, 5)])
-def test_a_product_and_its_gradients_are_those_of_torch(shape, bias, asked):
+def test_onednn_matmul_and_gradients_equal_torch(shape, bias, asked):
     torch.manual_seed(0)
     plain = nn.Linear(5, 7, bias=bias)
     ours = cpu._Linear(plain)
@@ -75,7 +75,7 @@ def test_a_product_and_its_gradients_are_those_of_torch(shape, bias, asked):
 
 @needs_onednn
 @pytest.mark.parametrize("frozen", ["input", "weight", "bias"])
-def test_only_the_gradients_that_are_wanted_are_computed(frozen, asked):
+def test_onednn_matmul_computes_only_the_needed_gradients(frozen, asked):
     torch.manual_seed(0)
     linear, x = nn.Linear(5, 7), torch.randn(3, 5, requires_grad=True)
     {"input": x, "weight": linear.weight, "bias": linear.bias}[frozen].requires_grad_(False)
@@ -85,7 +85,7 @@ def test_only_the_gradients_that_are_wanted_are_computed(frozen, asked):
     assert [name for name, grad in found.items() if grad is None] == [frozen]
 
 
-def test_other_formats_mixed_precision_and_slices_are_left_to_torch(asked):
+def test_onednn_matmul_leaves_other_dtypes_autocast_and_slices_to_torch(asked):
     linear = nn.Linear(5, 7)
     ours, x = cpu._Linear(linear), torch.randn(3, 5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -100,7 +100,7 @@ def test_other_formats_mixed_precision_and_slices_are_left_to_torch(asked):
 
 
 @pytest.mark.plain
-def test_a_compiler_is_given_torchs_product(asked):
+def test_onednn_matmul_compiles_to_torchs(asked):
     ours = cpu._Linear(nn.Linear(5, 7))
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
     compiled(torch.randn(3, 5)).sum().backward()
@@ -112,7 +112,7 @@ def test_a_compiler_is_given_torchs_product(asked):
 
 @pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
 @pytest.mark.parametrize("options", DESIGNS)
-def test_a_model_by_onednn_learns_alike(kind, options, monkeypatch):
+def test_by_onednn_model_trains_equally(kind, options, monkeypatch):
     plain = seeded(kind, **options)
     ours = by_onednn(copy.deepcopy(plain))
     given = (ids(3, 9), ids(3, 8, seed=2)) if kind is Transformer else (ids(3, 8),)
@@ -128,7 +128,7 @@ def test_a_model_by_onednn_learns_alike(kind, options, monkeypatch):
         torch.testing.assert_close(p.grad, theirs.grad, rtol=1e-3, atol=atol, msg=name)
 
 
-def test_parameters_their_names_and_what_is_tied_stay_the_same():
+def test_by_onednn_keeps_parameters_names_and_ties():
     model = seeded(Transformer)
     before, modes = dict(model.named_parameters()), [m.training for m in model.modules()]
     assert by_onednn(model) is model
@@ -146,7 +146,7 @@ def test_parameters_their_names_and_what_is_tied_stay_the_same():
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("options", DESIGNS)
-def test_a_packed_decoder_gives_the_same_logits_after_every_token(options, padded):
+def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded):
     model = seeded(DecoderOnly, **options)
     ours, tokens = packed(model), ids(3, 10)
     real = padding_mask(torch.tensor([10, 8, 5])).flip(-1) if padded else None
@@ -165,7 +165,7 @@ def test_a_packed_decoder_gives_the_same_logits_after_every_token(options, padde
 
 
 @needs_onednn
-def test_single_tokens_take_the_short_way_and_others_the_layers(monkeypatch):
+def test_packed_model_uses_the_fast_path_for_single_tokens_only(monkeypatch):
     ours, steps, step = packed(seeded(DecoderOnly)), [], cpu._step
     monkeypatch.setattr(cpu, "_step", lambda *rest: steps.append(1) or step(*rest))
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_single_tokens_take_the_short_way_and_others_the_layers(monkeypatch):
     assert len(steps) == 2
 
 
-def test_packed_models_write_what_the_originals_write():
+def test_packed_models_generate_what_the_originals_generate():
     for kind in (DecoderOnly, Transformer):
         model, source = seeded(kind, positions="rotary"), ids(4, 6)
         ours = packed(model)
@@ -192,7 +192,7 @@ def test_packed_models_write_what_the_originals_write():
             assert results[0] == results[1]
 
 
-def test_the_original_stays_as_it_is_and_the_copy_needs_no_gradient():
+def test_packed_leaves_the_original_unchanged_and_needs_no_gradient():
     model = seeded(DecoderOnly).train()
     before = copy.deepcopy(model.state_dict())
     ours = packed(model)
@@ -211,7 +211,7 @@ def test_the_original_stays_as_it_is_and_the_copy_needs_no_gradient():
 
 
 @needs_onednn
-def test_weights_are_laid_out_once_and_again_when_they_have_changed():
+def test_packed_packs_weights_once_and_again_after_a_change():
     torch.manual_seed(0)
     linear = nn.Linear(5, 7).requires_grad_(False)
     ours, x = cpu._PackedLinear(linear), torch.randn(2, 5)
@@ -235,7 +235,7 @@ def test_weights_are_laid_out_once_and_again_when_they_have_changed():
 
 
 @needs_onednn
-def test_a_packed_map_that_learns_is_not_packed(asked):
+def test_packed_does_not_pack_a_layer_that_trains(asked):
     torch.manual_seed(0)
     linear = nn.Linear(5, 7)
     ours = cpu._PackedLinear(linear)
@@ -243,7 +243,7 @@ def test_a_packed_map_that_learns_is_not_packed(asked):
     assert ours._packed is None and linear.weight.grad is not None
 
 
-def test_recording_sees_the_weights_of_a_packed_model():
+def test_recording_works_with_a_packed_model():
     model = seeded(DecoderOnly)
     ours, tokens, shown = packed(model), ids(2, 5), []
     for each in (model, ours):
@@ -257,7 +257,7 @@ def test_recording_sees_the_weights_of_a_packed_model():
 
 
 @pytest.mark.bad_input
-def test_what_is_no_model_or_packed_already_is_refused():
+def test_packed_refuses_what_is_not_a_model_or_packed_already():
     with pytest.raises(ValueError, match="packed: model must be a Transformer or a DecoderOnly"):
         packed(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="not packed, got _PackedDecoder"):

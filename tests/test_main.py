@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # train
 
 
-def test_the_command_trains_exports_and_then_has_nothing_to_do(tmp_path, monkeypatch, capsys):
+def test_train_exports_and_then_has_nothing_to_do(tmp_path, monkeypatch, capsys):
     run(tmp_path / "a", monkeypatch=monkeypatch)
     told = capsys.readouterr().out
     assert "4 steps on cpu in fp32: about" in told and "exported to" in told
@@ -41,7 +41,7 @@ def test_the_command_trains_exports_and_then_has_nothing_to_do(tmp_path, monkeyp
     assert len(losses(tmp_path / "a")) == 4
 
 
-def test_the_command_equals_the_trainer_by_hand(tmp_path, monkeypatch):
+def test_train_equals_the_trainer_by_hand(tmp_path, monkeypatch):
     recipe = tiny(seed=1)
     run(tmp_path / "a", recipe=recipe, monkeypatch=monkeypatch)
     tokenizer, data, validation = recipe.batches()
@@ -51,7 +51,7 @@ def test_the_command_equals_the_trainer_by_hand(tmp_path, monkeypatch):
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
-def test_options_override_the_recipe(tmp_path, monkeypatch):
+def test_train_options_override_the_recipe(tmp_path, monkeypatch):
     changed = ["--n-steps", "3", "--seed", "7", "--learning-rate", "0.02", "--warmup", "1"]
     more = ["--accumulate", "2", "--precision", "bf16", "--save-every", "1", "--recompute"]
     run(tmp_path, *changed, *more, "--validate-every", "3", monkeypatch=monkeypatch)
@@ -65,13 +65,13 @@ def test_options_override_the_recipe(tmp_path, monkeypatch):
     assert state["average"] == 0.5  # the recipe's own
 
 
-def test_another_seed_starts_from_other_weights(tmp_path, monkeypatch):
+def test_train_with_another_seed_starts_from_other_weights(tmp_path, monkeypatch):
     run(tmp_path / "a", monkeypatch=monkeypatch)
     run(tmp_path / "b", "--seed", "1", monkeypatch=monkeypatch)
     assert losses(tmp_path / "a")[0] != losses(tmp_path / "b")[0]
 
 
-def test_the_folder_is_named_after_the_recipe_unless_given(tmp_path, monkeypatch):
+def test_train_names_the_folder_after_the_recipe_by_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(RECIPES, "tiny", tiny())
     main(["train", "tiny", "--device", "cpu"])
@@ -226,7 +226,7 @@ def test_train_refuses_a_foreign_export_folder_before_it_trains(tmp_path, monkey
     assert "thesis.txt" in capsys.readouterr().err and not (tmp_path / "log.jsonl").exists()
 
 
-def test_tensorboard_is_told_of_each_record(tmp_path, monkeypatch):
+def test_train_logs_each_record_to_tensorboard(tmp_path, monkeypatch):
     heard = []
     monkeypatch.setattr(trainer, "tensorboard_log", lambda folder: heard.append)
     run(tmp_path, "--tensorboard", monkeypatch=monkeypatch)
@@ -236,7 +236,7 @@ def test_tensorboard_is_told_of_each_record(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.plain
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(tmp_path):
+def test_train_resumes_with_the_same_command_after_ctrl_c(tmp_path):
     folder = tmp_path / "run"
     command = [
         sys.executable, "-m", "transformer_lib", "train", "number-names", "--folder", str(folder),

@@ -90,7 +90,7 @@ def test_self_attention_agrees_with_loops_with_and_without_biases(n_kv_heads, bi
 @pytest.mark.parametrize("n_kv_heads", [6, 3, 2, 1])
 @pytest.mark.parametrize("masked", ["no", "keys", "queries", "heads", "two axes"])
 @torch.no_grad()
-def test_a_single_query_agrees_with_loops_whatever_the_shape_of_the_mask(n_kv_heads, masked):
+def test_single_query_agrees_with_loops_for_every_mask_shape(n_kv_heads, masked):
     attention, query, key = layer(n_kv_heads), normal(B, 1, D), normal(B, S, D, seed=1)
     draw = torch.rand(B, H, 1, S, generator=torch.Generator().manual_seed(4)) > 0.4
     draw[0, :, :, :] = False  # nothing to see for the first of the batch
@@ -108,7 +108,7 @@ def test_a_single_query_agrees_with_loops_whatever_the_shape_of_the_mask(n_kv_he
 
 
 @pytest.mark.parametrize("n_kv_heads", [6, 3, 1])
-def test_the_conformance_kit_finds_nothing(n_kv_heads):
+def test_multi_head_attention_passes_the_conformance_kit(n_kv_heads):
     attention = layer(n_kv_heads).float()
     check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
 
@@ -121,7 +121,7 @@ def test_multi_head_attention_passes_the_kit_at_real_widths(d_model, n_heads):
         check_attention(attention, **options).raise_if_failed()
 
 
-def test_without_biases_the_conformance_kit_finds_nothing_either():
+def test_multi_head_attention_without_biases_passes_the_conformance_kit():
     attention = layer(2, bias=False).float()
     check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
 
@@ -131,7 +131,7 @@ def test_without_biases_the_conformance_kit_finds_nothing_either():
 
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_outputs_agree_with_torch_in_float64_with_masks_turned_over(bias):
+def test_multi_head_attention_agrees_with_torch_given_the_inverted_mask(bias):
     theirs = nn.MultiheadAttention(D, H, bias=bias, batch_first=True).double().eval()
     if bias:
         theirs.in_proj_bias.copy_(normal(3 * D, seed=8))
@@ -162,7 +162,7 @@ def test_outputs_agree_with_torch_in_float64_with_masks_turned_over(bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_the_round_trip_is_exact_and_carries_options(bias, batch_first):
+def test_from_torch_and_to_torch_round_trip_exactly_with_options(bias, batch_first):
     theirs = nn.MultiheadAttention(D, H, dropout=0.25, bias=bias, batch_first=batch_first)
     theirs = theirs.half().train()
     ours = MultiHeadAttention.from_torch(theirs)
@@ -176,7 +176,7 @@ def test_the_round_trip_is_exact_and_carries_options(bias, batch_first):
         assert torch.equal(tensor, back.state_dict()[name])
 
 
-def test_a_copy_shares_no_memory_with_the_original():
+def test_from_torch_shares_no_memory():
     theirs = nn.MultiheadAttention(D, H)
     ours = MultiHeadAttention.from_torch(theirs)
     pointers = {
@@ -194,12 +194,12 @@ def test_a_copy_shares_no_memory_with_the_original():
         ({"add_zero_attn": True}, "got 18, 18, 18, False and True"),
     ],
 )
-def test_a_torch_module_without_counterpart_is_refused(options, message):
+def test_from_torch_refuses_a_module_without_counterpart(options, message):
     with pytest.raises(ValueError, match=message):
         MultiHeadAttention.from_torch(nn.MultiheadAttention(D, H, **options))
 
 
-def test_a_layer_that_torch_cannot_hold_is_refused():
+def test_to_torch_refuses_a_layer_without_counterpart():
     with pytest.raises(ValueError, match="got 2, 6 and None"):
         MultiHeadAttention(D, H, n_kv_heads=2).to_torch()
     with pytest.raises(ValueError, match=r"got 6, 6 and PositionScheme\(\)"):
@@ -209,7 +209,7 @@ def test_a_layer_that_torch_cannot_hold_is_refused():
 # structure
 
 
-def test_parameters_are_those_of_the_formula():
+def test_multi_head_attention_has_as_many_parameters_as_the_formula():
     for n_kv_heads in (6, 3, 2, 1):
         shared = n_kv_heads * K
         for bias in (True, False):
@@ -218,7 +218,7 @@ def test_parameters_are_those_of_the_formula():
             assert sum(p.numel() for p in attention.parameters()) == expected
 
 
-def test_each_projection_starts_within_its_own_glorot_bound_and_biases_at_zero():
+def test_projections_start_within_their_glorot_bounds_and_biases_at_zero():
     torch.manual_seed(0)
     attention = MultiHeadAttention(60, 4, n_kv_heads=1)
     query, key, value = attention.in_proj.weight.split([60, 15, 15])
@@ -230,7 +230,7 @@ def test_each_projection_starts_within_its_own_glorot_bound_and_biases_at_zero()
 
 @GROUPS
 @torch.no_grad()
-def test_a_head_adds_its_own_term_and_no_other(n_kv_heads):
+def test_heads_add_their_own_term_only(n_kv_heads):
     attention, x = layer(n_kv_heads), normal(B, T, D)
     full, h = attention(x, causal=True), 4
     rows = slice(h * K, (h + 1) * K)
@@ -247,13 +247,13 @@ def test_a_head_adds_its_own_term_and_no_other(n_kv_heads):
 
 
 @torch.no_grad()
-def test_shuffled_positions_give_shuffled_outputs():
+def test_self_attention_is_permutation_equivariant():
     attention, x, order = layer(2), normal(B, T, D), torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(attention(x[:, order]), attention(x)[:, order])
 
 
 @torch.no_grad()
-def test_a_query_that_sees_nothing_gets_the_bias_of_the_output(mask):
+def test_query_that_sees_nothing_gets_the_bias_of_the_output(mask):
     attention = layer(3)
     out = attention(normal(B, T, D), normal(B, S, D, seed=1), mask=mask)
     assert torch.equal(out[0, 2], attention.out_proj.bias)
@@ -263,7 +263,7 @@ def test_a_query_that_sees_nothing_gets_the_bias_of_the_output(mask):
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-def test_gradients_are_finite_with_empty_rows_and_agree_watched_or_not(mask):
+def test_gradients_are_finite_with_empty_rows_and_equal_while_recording(mask):
     attention, inputs = layer(3), [normal(B, n, D, seed=n).requires_grad_() for n in (T, S)]
     wanted = [*inputs, *attention.parameters()]
     with torch.autograd.detect_anomaly(check_nan=True):
@@ -276,7 +276,7 @@ def test_gradients_are_finite_with_empty_rows_and_agree_watched_or_not(mask):
 
 
 @pytest.mark.parametrize("n_queries", [3, 1])
-def test_gradcheck_through_shared_heads(n_queries):
+def test_grouped_query_attention_passes_gradcheck(n_queries):
     attention = MultiHeadAttention(4, 4, n_kv_heads=2).double()
     inputs = [normal(1, n, 4, seed=n).requires_grad_() for n in (n_queries, 3)]
     assert torch.autograd.gradcheck(lambda q, k: attention(q, k), inputs)
@@ -285,7 +285,9 @@ def test_gradcheck_through_shared_heads(n_queries):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @GROUPS
 @torch.no_grad()
-def test_half_precision_stays_close_and_keeps_its_dtype(dtype, n_kv_heads, mask):
+def test_multi_head_attention_in_half_precision_is_near_float64_and_keeps_its_dtype(
+    dtype, n_kv_heads, mask
+):
     attention, query, key = layer(n_kv_heads), normal(B, T, D), normal(B, S, D, seed=1)
     for q, m in ((query, mask), (query[:, :1], mask[:, :1, :1])):
         expected = attention(q, key, mask=m)
@@ -297,7 +299,7 @@ def test_half_precision_stays_close_and_keeps_its_dtype(dtype, n_kv_heads, mask)
 
 
 @GROUPS
-def test_empty_sizes_have_defined_results(n_kv_heads):
+def test_multi_head_attention_accepts_empty_inputs(n_kv_heads):
     attention = layer(n_kv_heads)
     assert attention(normal(0, T, D)).shape == (0, T, D)
     assert attention(normal(0, 1, D)).shape == (0, 1, D)
@@ -308,14 +310,14 @@ def test_empty_sizes_have_defined_results(n_kv_heads):
         assert torch.equal(nothing, attention.out_proj.bias.expand(B, n_queries, D))
 
 
-def test_inputs_stay_unchanged(mask):
+def test_multi_head_attention_leaves_inputs_unchanged(mask):
     attention, inputs = layer(2), [normal(B, T, D), normal(B, S, D), normal(B, S, D), mask]
     copies = [x.clone() for x in inputs]
     attention(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
-def test_dropout_acts_in_training_alone_and_keeps_the_mean():
+def test_dropout_acts_in_training_only_and_keeps_the_mean():
     attention, x = layer(2, dropout=0.5), normal(B, T, D)
     plain = layer(2)
     assert torch.equal(attention(x), plain(x))
@@ -331,7 +333,7 @@ def test_dropout_acts_in_training_alone_and_keeps_the_mean():
     assert not torch.equal(one, plain(x[:, :1], x))
 
 
-def test_state_survives_a_round_trip_and_holds_only_two_projections():
+def test_state_dict_round_trips_and_holds_two_projections():
     attention, other = layer(2), MultiHeadAttention(D, H, n_kv_heads=2).double().eval()
     names = ["in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"]
     assert list(attention.state_dict()) == names
@@ -367,7 +369,7 @@ class Sloping(PositionScheme):
 @GROUPS
 @pytest.mark.parametrize("scheme", [Turning, Sloping])
 @torch.no_grad()
-def test_a_position_scheme_breaks_the_symmetry_and_is_the_same_watched(n_kv_heads, scheme):
+def test_position_schemes_break_the_symmetry_and_are_equal_while_recording(n_kv_heads, scheme):
     attention, x, order = layer(n_kv_heads, positions=scheme()), normal(B, T, D), [3, 0, 4, 1, 2]
     out = attention(x)
     assert (attention(x[:, order]) - out[:, order]).abs().max() > 1e-3
@@ -377,7 +379,7 @@ def test_a_position_scheme_breaks_the_symmetry_and_is_the_same_watched(n_kv_head
 
 
 @torch.no_grad()
-def test_turning_depends_on_distance_alone_and_bias_reaches_the_right_head():
+def test_rotation_depends_on_distance_and_bias_reaches_its_head():
     attention = layer(2, positions=Turning())
     x = normal(1, 1, D).expand(1, T, D).contiguous()
     with recording(attention) as seen:
@@ -406,7 +408,7 @@ def pieces(n):
 @GROUPS
 @pytest.mark.parametrize("positions", [None, Turning, Sloping])
 @torch.no_grad()
-def test_a_cache_changes_nothing_at_any_split(n_kv_heads, positions):
+def test_cache_gives_the_same_output_at_every_split(n_kv_heads, positions):
     attention = layer(n_kv_heads, positions=None if positions is None else positions())
     x = normal(B, 6, D)
     expected = attention(x, causal=True)
@@ -418,7 +420,7 @@ def test_a_cache_changes_nothing_at_any_split(n_kv_heads, positions):
 
 
 @torch.no_grad()
-def test_a_cache_works_under_a_padding_mask_and_while_watched():
+def test_cache_works_with_a_padding_mask_and_while_recording():
     attention, x = layer(2), normal(B, 6, D)
     visible = torch.ones(B, 1, 1, 6, dtype=torch.bool)
     visible[0, ..., :2] = False  # padded on the left
@@ -438,7 +440,7 @@ def test_a_cache_works_under_a_padding_mask_and_while_watched():
 
 @GROUPS
 @torch.no_grad()
-def test_a_cross_cache_is_filled_once_and_then_used(n_kv_heads):
+def test_cross_cache_is_filled_once_and_then_used(n_kv_heads):
     attention, query = layer(n_kv_heads), normal(B, T, D)
     key, value = normal(B, S, D, seed=1), normal(B, S, D, seed=2)
     for given in (None, value):
@@ -453,7 +455,7 @@ def test_a_cross_cache_is_filled_once_and_then_used(n_kv_heads):
 
 @GROUPS
 @torch.no_grad()
-def test_cache_bytes_are_those_of_the_formula(n_kv_heads):
+def test_cache_bytes_equal_the_formula(n_kv_heads):
     for dtype, size in ((torch.float64, 8), (torch.float32, 4), (torch.float16, 2)):
         cache = KVCache(max_len=11)
         assert cache.n_bytes == 0 and cache.length == 0
@@ -463,7 +465,7 @@ def test_cache_bytes_are_those_of_the_formula(n_kv_heads):
 
 
 @torch.no_grad()
-def test_a_cache_never_moves_once_it_has_its_room():
+def test_cache_is_allocated_once():
     cache = KVCache(max_len=5)
     first, _ = cache.append(normal(B, 2, 3, K), normal(B, 2, 3, K, seed=1))
     kept = first.clone()
@@ -479,7 +481,7 @@ def test_a_cache_never_moves_once_it_has_its_room():
 @pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1, 0, 2, 2], [2], [0, 1, 2], []])
 @pytest.mark.parametrize("index", [torch.int64, torch.int32])
 @torch.no_grad()
-def test_selected_rows_go_on_as_if_they_had_been_the_batch_from_the_start(rows, index, n_kv_heads):
+def test_cache_select_continues_as_if_the_rows_were_the_batch(rows, index, n_kv_heads):
     attention, x, chosen = layer(n_kv_heads), normal(3, T, D), torch.tensor(rows).long()
     cache, cross, key = KVCache(T + 2), KVCache(), normal(3, S, D, seed=1)
     attention(x[:, :3], causal=True, cache=cache)
@@ -496,7 +498,7 @@ def test_selected_rows_go_on_as_if_they_had_been_the_batch_from_the_start(rows, 
 
 
 @torch.no_grad()
-def test_a_selection_leaves_what_was_handed_out_before():
+def test_cache_select_leaves_earlier_views_unchanged():
     cache = KVCache(4)
     key, value = normal(3, 2, 3, K), normal(3, 2, 3, K, seed=1)
     handed = cache.append(key, value)
@@ -507,7 +509,7 @@ def test_a_selection_leaves_what_was_handed_out_before():
     assert torch.equal(cache.stored()[1][:, :, :3], value[[1, 0, 1]])
 
 
-def test_a_selection_outside_the_batch_is_refused_and_changes_nothing():
+def test_cache_select_refuses_rows_outside_the_batch():
     cache, key = KVCache(4), normal(3, 2, 3, K)
     with pytest.raises(ValueError, match="KVCache.select: there must be .* got an empty cache"):
         cache.select(torch.tensor([0]))
@@ -520,7 +522,7 @@ def test_a_selection_outside_the_batch_is_refused_and_changes_nothing():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("rows", [torch.tensor(1), torch.tensor([[0, 1]]), torch.tensor([True])])
-def test_a_selection_needs_a_list_of_integers(rows):
+def test_cache_select_refuses_what_is_not_a_list_of_integers(rows):
     cache = KVCache(4)
     cache.append(normal(3, 2, 3, K), normal(3, 2, 3, K))
     got = re.escape(f"{tuple(rows.shape)} of {rows.dtype}")
@@ -529,7 +531,7 @@ def test_a_selection_needs_a_list_of_integers(rows):
 
 
 @GROUPS
-def test_what_was_cut_off_might_never_have_been(n_kv_heads):
+def test_cache_crop_forgets_what_it_cuts_off(n_kv_heads):
     attention, x, other = layer(n_kv_heads), normal(B, T, D), normal(B, T, D, seed=1)
     with torch.no_grad():
         cut, fresh = KVCache(2 * T), KVCache(2 * T)
@@ -550,7 +552,7 @@ def test_what_was_cut_off_might_never_have_been(n_kv_heads):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("length", [-1, T + 1])
-def test_a_cut_beyond_what_is_stored_is_refused(length):
+def test_cache_crop_refuses_more_than_is_stored(length):
     cache = KVCache(2 * T)
     cache.append(normal(B, H, T, K), normal(B, H, T, K))
     must = f"KVCache.cut: length must lie in 0 to the {T} positions stored, got {length}"
@@ -559,7 +561,7 @@ def test_a_cut_beyond_what_is_stored_is_refused(length):
     assert cache.length == T
 
 
-def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
+def test_cache_refuses_what_does_not_fit_and_stays_unchanged():
     cache, pair = KVCache(max_len=4), [normal(B, 2, 3, K), normal(B, 2, 3, K)]
     with pytest.raises(ValueError, match="got an empty cache"):
         cache.stored()
@@ -579,7 +581,7 @@ def test_a_cache_refuses_what_does_not_fit_and_stays_as_it_was():
         KVCache(0)
 
 
-def test_a_cache_refuses_gradients_but_serves_a_frozen_layer():
+def test_cache_refuses_gradients_but_works_with_a_frozen_layer():
     attention, x = layer(), normal(B, T, D)
     with pytest.raises(
         ValueError, match=r"under torch.no_grad\(\), got keys or values that require"
@@ -590,7 +592,7 @@ def test_a_cache_refuses_gradients_but_serves_a_frozen_layer():
 
 
 @torch.no_grad()
-def test_a_cross_cache_refuses_a_key_of_another_length_or_batch():
+def test_cross_cache_refuses_a_key_of_another_length_or_batch():
     attention, cache, query = layer(), KVCache(), normal(B, 1, D)
     attention(query, normal(B, S, D), cache=cache)
     with pytest.raises(ValueError, match=re.escape(f"cache holds, {(B, S)}, got {(B, S + 1)}")):
@@ -612,7 +614,7 @@ class Two(nn.Module):
 
 
 @torch.no_grad()
-def test_recording_names_every_layer_and_leaves_the_outputs_alone():
+def test_recording_names_every_layer_and_leaves_outputs_unchanged():
     model, x = Two(), normal(B, T, D)
     expected = model(x)
     with recording(model) as seen:
@@ -628,7 +630,7 @@ def test_recording_names_every_layer_and_leaves_the_outputs_alone():
 
 
 @torch.no_grad()
-def test_a_layer_used_twice_is_recorded_once_with_its_latest_weights():
+def test_recording_keeps_the_latest_weights_of_a_layer_used_twice():
     shared = layer(2)
     model, x = nn.Sequential(shared, shared), normal(B, T, D)
     with recording(shared) as alone:
@@ -678,7 +680,7 @@ def test_recorded_weights_hold_no_graph():
     assert not seen[""].requires_grad and attention.in_proj.weight.grad is not None
 
 
-def test_recording_lets_go_even_after_an_exception():
+def test_recording_removes_its_hooks_after_an_exception():
     model = Two()
     with pytest.raises(RuntimeError, match="on purpose"), recording(model):
         raise RuntimeError("on purpose")
@@ -692,7 +694,7 @@ def test_recording_lets_go_even_after_an_exception():
 
 @GROUPS
 @torch.no_grad()
-def test_a_hook_that_returns_something_ablates_a_head(n_kv_heads):
+def test_hook_that_returns_weights_ablates_a_head(n_kv_heads):
     attention, x = layer(n_kv_heads), normal(B, T, D)
     without = copy.deepcopy(attention)
     without.out_proj.weight[:, 2 * K : 3 * K] = 0.0
@@ -706,7 +708,7 @@ def test_a_hook_that_returns_something_ablates_a_head(n_kv_heads):
 
 
 @torch.no_grad()
-def test_pre_hooks_and_replacements_of_weights_act_as_well():
+def test_pre_hooks_and_replaced_weights_take_effect():
     attention, x = layer(2), normal(B, 1, D)
     expected = attention.out_proj.bias.expand(B, 1, D)
     handle = attention.weights.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
@@ -738,7 +740,7 @@ def test_recording_works_through_a_compiled_model():
 
 
 @torch.no_grad()
-def test_a_single_query_copies_no_shared_key(monkeypatch):
+def test_single_query_copies_no_key_shared_by_heads(monkeypatch):
     attention, cache = layer(2), KVCache(64)
     attention(normal(B, 32, D), causal=True, cache=cache)
 
@@ -751,7 +753,7 @@ def test_a_single_query_copies_no_shared_key(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("inputs", "products"), [("x", 2), ("xm", 3), ("xmm", 3), ("xmn", 4)])
-def test_projections_that_can_be_packed_are(inputs, products, monkeypatch):
+def test_projections_are_packed_if_possible(inputs, products, monkeypatch):
     calls, linear = [], F.linear
     monkeypatch.setattr(F, "linear", lambda *a, **o: calls.append(1) or linear(*a, **o))
     named = {name: normal(B, T, D, seed=i) for i, name in enumerate("xmn")}
@@ -778,7 +780,7 @@ def test_projections_that_can_be_packed_are(inputs, products, monkeypatch):
         ({"d_model": 18, "n_heads": 6, "dropout": -0.1}, "got -0.1"),
     ],
 )
-def test_sizes_that_do_not_fit_are_refused_with_both_numbers(arguments, message):
+def test_multi_head_attention_refuses_sizes_that_do_not_fit_with_both_numbers(arguments, message):
     with pytest.raises(ValueError, match=message):
         MultiHeadAttention(**arguments)
 
@@ -798,7 +800,7 @@ def test_sizes_that_do_not_fit_are_refused_with_both_numbers(arguments, message)
         ([(B, T, D), (1, S, D)], "must share their leading axes"),
     ],
 )
-def test_inputs_of_the_wrong_shape_are_refused(shapes, message):
+def test_multi_head_attention_refuses_inputs_of_the_wrong_shape(shapes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         layer()(*[normal(*shape) for shape in shapes])
 
@@ -829,7 +831,7 @@ def test_multi_head_attention_refuses_mixed_dtypes_and_devices(which, n_kv_heads
 @pytest.mark.parametrize("n_queries", [T, 1])
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("n_kv_heads", [H, 2])
-def test_masks_that_do_not_fit_are_refused(n_queries, watched, n_kv_heads):
+def test_multi_head_attention_refuses_masks_that_do_not_fit(n_queries, watched, n_kv_heads):
     attention, query, key = layer(n_kv_heads), normal(B, n_queries, D), normal(B, S, D)
     if watched:
         attention.weights.register_forward_hook(lambda *_: None)
@@ -842,7 +844,7 @@ def test_masks_that_do_not_fit_are_refused(n_queries, watched, n_kv_heads):
         attention(query, key, mask=torch.ones(n_queries, S, dtype=torch.float64))
 
 
-def test_a_value_without_a_key_and_positions_with_a_key_are_refused():
+def test_multi_head_attention_refuses_a_value_without_a_key_and_positions_with_a_key():
     with pytest.raises(ValueError, match="got value without key"):
         layer()(normal(B, T, D), value=normal(B, T, D))
     with pytest.raises(ValueError, match="positions are for self-attention, got a key too"):
@@ -850,7 +852,7 @@ def test_a_value_without_a_key_and_positions_with_a_key_are_refused():
 
 
 @pytest.mark.parametrize("heads", [1, 4])  # one would be broadcast in silence
-def test_a_bias_for_another_number_of_heads_is_refused(heads):
+def test_multi_head_attention_refuses_a_bias_for_another_number_of_heads(heads):
     class Wrong(PositionScheme):
         def bias(self, n_queries, n_keys):
             return torch.zeros(heads, n_queries, n_keys)
@@ -859,6 +861,6 @@ def test_a_bias_for_another_number_of_heads_is_refused(heads):
         layer(positions=Wrong())(normal(B, T, D))
 
 
-def test_the_layer_shows_its_sizes():
+def test_multi_head_attention_shows_its_sizes():
     text = "d_model=18, n_heads=6, n_kv_heads=2, dropout=0.0"
     assert text in repr(layer(2))

@@ -36,7 +36,7 @@ counts = st.integers(1, 60).flatmap(
 
 @RATES
 @given(counts, st.integers(1, 150))
-def test_every_schedule_stays_between_0_and_1_and_is_1_after_warm_up(name, warmup_of, step):
+def test_schedules_stay_between_0_and_1_and_are_1_after_warm_up(name, warmup_of, step):
     warmup, n_steps = warmup_of
     schedule = SCHEDULES[name]
     assert 0 <= schedule(step, warmup, n_steps) <= 1
@@ -48,20 +48,20 @@ def test_every_schedule_stays_between_0_and_1_and_is_1_after_warm_up(name, warmu
 
 @RATES
 @given(counts)
-def test_no_schedule_rises_again_not_even_after_its_end(name, warmup_of):
+def test_schedules_never_rise_after_warm_up(name, warmup_of):
     warmup, n_steps = warmup_of
     steps = range(max(1, warmup), n_steps + 20)
     rates = [SCHEDULES[name](step, warmup, n_steps) for step in steps]
     assert all(after <= before for before, after in zip(rates, rates[1:], strict=False))
 
 
-def test_constant_stays_and_the_inverse_square_root_falls_for_ever():
+def test_constant_stays_and_inverse_sqrt_falls_indefinitely():
     assert constant(10**6, 4, 10) == 1
     assert inverse_sqrt(400, 4, 10) == 0.1 and inverse_sqrt(4 * 10**6, 4, 10) == 1e-3
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
-def test_linear_and_cosine_are_half_at_half_time_and_0_from_their_end_on(schedule):
+def test_linear_and_cosine_are_half_at_half_time_and_0_after_the_end(schedule):
     assert schedule(60, 20, 100) == pytest.approx(0.5)
     assert schedule(100, 20, 100) == schedule(1000, 20, 100) == 0
     assert schedule(99, 20, 100) > 0
@@ -73,7 +73,7 @@ def test_linear_falls_on_a_line_and_cosine_on_half_a_cosine():
         assert cosine(step, 20, 100) == pytest.approx(math.cos(math.pi * (step - 20) / 160) ** 2)
 
 
-def test_the_papers_rate_is_its_equation():
+def test_noam_rate_follows_its_equation():
     for d_model, warmup in ((512, 4000), (1024, 4000), (7, 3)):
         for step in (1, 2, 3, 4, 400, 4000, 4001, 100_000):
             expected = d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
@@ -82,7 +82,7 @@ def test_the_papers_rate_is_its_equation():
     assert noam_rate(512) == pytest.approx(6.99e-4, rel=1e-3)
 
 
-def test_schedules_go_by_their_names():
+def test_schedules_are_found_by_name():
     assert SCHEDULES == {
         "constant": constant,
         "inverse_sqrt": inverse_sqrt,
@@ -94,7 +94,7 @@ def test_schedules_go_by_their_names():
 # the optimizer
 
 
-def test_matrices_decay_and_vectors_do_not():
+def test_optimizer_decays_matrices_and_not_vectors():
     tiny = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 2))
     optimizer = make_optimizer(tiny, learning_rate=0.3, betas=(0.5, 0.6), weight_decay=0.2)
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
@@ -121,7 +121,7 @@ def small():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
-def test_the_average_is_its_formula(decay):
+def test_moving_average_follows_its_formula(decay):
     model = small()
     average, expected = MovingAverage(model, decay), copy.deepcopy(dict(model.named_parameters()))
     for n in range(1, 31):
@@ -135,7 +135,7 @@ def test_the_average_is_its_formula(decay):
         assert not value.requires_grad
 
 
-def test_an_average_that_forgets_everything_is_the_last_weights():
+def test_moving_average_without_memory_is_the_last_weights():
     model = small()
     average = MovingAverage(model, 0.0)
     drift(model, 1)
@@ -144,7 +144,7 @@ def test_an_average_that_forgets_everything_is_the_last_weights():
         assert torch.equal(average.values[name], parameter)
 
 
-def test_the_average_starts_where_the_model_does_and_goes_its_own_way():
+def test_moving_average_starts_at_the_model_and_is_independent():
     model = small()
     average, before = MovingAverage(model, 0.9), copy.deepcopy(dict(model.named_parameters()))
     drift(model, 1)
@@ -152,7 +152,7 @@ def test_the_average_starts_where_the_model_does_and_goes_its_own_way():
         assert torch.equal(value, before[name])
 
 
-def test_the_average_of_noise_has_the_variance_of_theory():
+def test_moving_average_of_noise_has_the_expected_variance():
     n, decay = 20_000, 0.9
     model = nn.Linear(n, 1, bias=False)
     average = MovingAverage(model, decay)
@@ -165,7 +165,7 @@ def test_the_average_of_noise_has_the_variance_of_theory():
     assert abs(average.values["weight"].var().item() - theory) < bound
 
 
-def test_applied_lends_the_average_and_gives_everything_back():
+def test_applied_uses_the_average_and_restores_the_weights():
     model = small()
     average = MovingAverage(model, 0.9)
     drift(model, 1)
@@ -179,7 +179,7 @@ def test_applied_lends_the_average_and_gives_everything_back():
         assert torch.equal(parameter, own[name]) and torch.equal(average.values[name], mean[name])
 
 
-def test_applied_gives_back_after_an_error_too():
+def test_applied_restores_the_weights_after_an_error():
     model = small()
     average = MovingAverage(model, 0.9)
     drift(model, 1)
@@ -191,7 +191,7 @@ def test_applied_gives_back_after_an_error_too():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_averages_of_half_precision_are_kept_and_left_in_float32(dtype):
+def test_moving_average_of_half_precision_is_kept_in_float32(dtype):
     model = nn.Linear(1, 1, bias=False).to(dtype)
     nn.init.ones_(model.weight)
     average = MovingAverage(model, 0.99)
@@ -209,7 +209,7 @@ def test_averages_of_half_precision_are_kept_and_left_in_float32(dtype):
     assert model.weight.item() == 3.0
 
 
-def test_tied_parameters_are_averaged_once_and_buffers_not_at_all():
+def test_moving_average_counts_tied_parameters_once_and_no_buffers():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
     model[2].weight = model[0].weight
     average = MovingAverage(model, 0.9)
@@ -226,7 +226,7 @@ def test_tied_parameters_are_averaged_once_and_buffers_not_at_all():
 @pytest.mark.parametrize(
     "other", [nn.Linear(3, 5), nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 2))]
 )
-def test_another_model_is_refused_and_nothing_changes(other):
+def test_moving_average_refuses_another_model_and_stays_unchanged(other):
     average = MovingAverage(small(), 0.9)
     kept = copy.deepcopy(average.values)
     for call in (lambda: average.update(other), lambda: average.applied(other).__enter__()):
@@ -257,6 +257,6 @@ def test_another_model_is_refused_and_nothing_changes(other):
         (lambda: MovingAverage(nn.Linear(1, 1), -0.1), "below 1, got -0.1"),
     ],
 )
-def test_bad_input_is_refused_with_what_was_wanted_and_what_came(call, message):
+def test_optimization_refuses_bad_input_with_both_values(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()

@@ -112,7 +112,7 @@ def python(code, path, *, options=()):
     )
 
 
-def test_the_wheel_needs_only_the_runtime_dependencies(wheel):
+def test_wheel_needs_only_the_runtime_dependencies(wheel):
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(
             next(n for n in archive.namelist() if n.endswith("METADATA"))
@@ -131,7 +131,7 @@ def test_the_wheel_needs_only_the_runtime_dependencies(wheel):
     assert {f"transformer_lib/{m}.py" for m in MODULES} <= set(files)
 
 
-def test_it_imports_without_the_extras(elsewhere):
+def test_import_works_without_the_extras(elsewhere):
     code = f"""{BLOCK}
 import torch, transformer_lib
 from transformer_lib import MultiHeadAttention
@@ -144,7 +144,7 @@ assert out.shape == (2, 5, 8)
     assert done.stderr == ""
 
 
-def test_a_missing_extra_says_how_to_get_it(elsewhere):
+def test_import_of_plots_without_the_extra_says_how_to_install_it(elsewhere):
     done = python(f"{BLOCK}\nimport transformer_lib.plots", elsewhere)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
@@ -153,7 +153,7 @@ def test_a_missing_extra_says_how_to_get_it(elsewhere):
     assert f'pip install "executable-transformer[chapters] @ git+{repository}' in done.stderr
 
 
-def test_importing_the_library_loads_no_plotting_and_nothing_for_training(elsewhere):
+def test_import_loads_no_plotting_and_nothing_for_training(elsewhere):
     # torch and jaxtyping load what they find of these (torch.hub a progress bar): only what comes
     # on top is ours.
     code = """import json, sys, numpy, torch, jaxtyping
@@ -165,7 +165,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))"""
     assert loaded.isdisjoint({*EXTRAS_ONLY, "safetensors", "tqdm"})
 
 
-def test_importing_the_library_costs_little_above_torch(elsewhere):
+def test_import_costs_little_more_than_torch(elsewhere):
     # CPU time inside one process, from the moment torch is there: nothing else that runs on the
     # machine is in it. Noise only ever adds, so the smallest of five is the cost; the first run
     # also writes the bytecode.
@@ -223,7 +223,7 @@ def test_stub_lists_every_module_and_no_name_shadows_one(elsewhere):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error():
+def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         transformer_lib.no_such_name  # noqa: B018
 
@@ -236,7 +236,7 @@ def documented():
 
 
 @pytest.mark.parametrize("name, thing", list(documented()), ids=[name for name, _ in documented()])
-def test_every_public_name_says_what_the_caller_gets(name, thing):
+def test_public_names_have_docstrings(name, thing):
     if not (inspect.isclass(thing) or inspect.isfunction(thing)):
         return
     text = inspect.getdoc(thing)
@@ -269,7 +269,7 @@ def lines_of_code(source):
     return len(code)
 
 
-def test_lines_of_code_are_counted_without_their_explanations():
+def test_lines_of_code_are_counted_without_docstrings_and_comments():
     assert (
         lines_of_code(
             '"""Doc."""\n\n# why\nx = (\n    1\n)\n\n\ndef f():\n    """Doc\n    more."""\n'
@@ -288,7 +288,7 @@ LONGER = {
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_holds_one_idea(module):
+def test_modules_stay_within_the_limits_of_size(module):
     source = (ROOT / "transformer_lib" / f"{module}.py").read_text()
     assert lines_of_code(source) <= LONGER.get(module, 250)
     assert ast.get_docstring(ast.parse(source)), "the chapter's thesis became no docstring"

@@ -56,7 +56,7 @@ def fresh_rotary_cache():
 # ---- sinusoidal ---------------------------------------------------------------------------------
 
 
-def test_sinusoids_agree_with_the_formula_written_as_loops():
+def test_sinusoids_agree_with_loops():
     table = sinusoidal_positions(P, D)
     for p in range(P):
         for i in range(D // 2):
@@ -71,7 +71,7 @@ def test_sinusoids_take_another_base():
 
 
 @pytest.mark.parametrize("shift", [1, 5, 17])
-def test_a_shift_is_a_rotation_that_ignores_where_it_starts(shift):
+def test_sinusoids_shift_by_a_rotation_independent_of_the_start(shift):
     pairs = sinusoidal_positions(P, D).unflatten(1, (-1, 2))  # (P, D/2, [sin, cos])
     c, s = ((shift * rates(D)).cos().float(), (shift * rates(D)).sin().float())
     moved = torch.stack(
@@ -80,20 +80,20 @@ def test_a_shift_is_a_rotation_that_ignores_where_it_starts(shift):
     torch.testing.assert_close(moved[:-shift], pairs[shift:], rtol=0, atol=1e-5)  # float32 table
 
 
-def test_likeness_of_two_positions_depends_on_their_distance_alone():
+def test_sinusoids_similarity_depends_on_distance_only():
     gram = sinusoidal_positions(P, D).double() @ sinusoidal_positions(P, D).double().T
     for k in (0, 1, 7, P - 1):
         expected = (k * rates(D)).cos().sum().expand(P - k)
         torch.testing.assert_close(gram.diagonal(k), expected, rtol=0, atol=1e-5)  # float32 table
 
 
-def test_far_positions_keep_accurate_angles():
+def test_sinusoids_keep_accurate_angles_far_out():
     row = sinusoidal_positions(100_001, 4)[-1]
     assert row[0].item() == pytest.approx(math.sin(100_000), abs=1e-6)
 
 
 @pytest.mark.parametrize("n_positions", [0, 1])
-def test_few_positions_are_legal(n_positions):
+def test_sinusoids_accept_few_positions(n_positions):
     assert sinusoidal_positions(n_positions, D).shape == (n_positions, D)
 
 
@@ -132,7 +132,7 @@ def test_tables_take_empty_input(scheme):
 
 
 @pytest.mark.parametrize("scheme", [SinusoidalPositions, LearnedPositions])
-def test_tables_mark_each_row_at_places_of_its_own(scheme):
+def test_tables_add_each_row_at_its_own_positions(scheme):
     table, x = scheme(P, D).double(), numbers(B, T, D)
     places = torch.tensor([[0, 0, 0, 1, 2], [7, 5, 3, P - 1, 0]])
     expected = torch.stack(
@@ -146,21 +146,21 @@ def test_tables_mark_each_row_at_places_of_its_own(scheme):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("low, high", [(-1, 3), (0, P)])
-def test_a_place_outside_a_table_is_refused(low, high):
+def test_tables_refuse_a_position_outside(low, high):
     places = torch.tensor([[low, high, 1, 2, 0]])
     must = f"LearnedPositions: positions must lie between 0 and {P - 1}, "
     with pytest.raises(ValueError, match=must + f"got {low} to {high}"):
         LearnedPositions(P, D).at(torch.zeros(B, T, D), places)
 
 
-def test_only_the_learned_table_is_saved_and_trained():
+def test_tables_save_and_train_the_learned_one_only():
     fixed, learned = tables()
     assert not fixed.state_dict() and not list(fixed.parameters())
     assert list(learned.state_dict()) == ["table"]
     assert 0.01 < learned.table.std() < 0.03  # 1166 draws of deviation 0.02: false alarm < 1e-9
 
 
-def test_the_learned_table_has_the_right_gradient():
+def test_learned_positions_have_the_right_gradient():
     scheme = LearnedPositions(7, 4).double()
     x = numbers(2, 3, 4).requires_grad_()
 
@@ -193,7 +193,7 @@ def test_rotary_agrees_with_loops_over_pairs(first):
     assert torch.equal(x, before)
 
 
-def test_rotary_is_the_paper_s_after_a_reordering_of_features():
+def test_rotary_equals_the_paper_after_reordering_features():
     x, order = numbers(T, K), torch.cat([torch.arange(0, K, 2), torch.arange(1, K, 2)])
     paper = torch.empty_like(x)
     for p in range(T):
@@ -220,7 +220,7 @@ def test_rotary_agrees_with_llama():
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # their angles are float32
 
 
-def test_scores_of_rotated_vectors_depend_on_distance_alone():
+def test_rotary_scores_depend_on_distance_only():
     q, k = numbers(1, 1, 1, K), numbers(1, 1, 1, K, seed=1)
     rotary = RotaryPositions(K)
 
@@ -232,7 +232,7 @@ def test_scores_of_rotated_vectors_depend_on_distance_alone():
     assert abs(score(3, 1) - score(1, 3)) > 1e-3  # and they do depend on it
 
 
-def test_rotary_keeps_lengths_and_leaves_position_0_alone():
+def test_rotary_keeps_norms_and_leaves_position_0_unchanged():
     x = numbers(B, H, T, K)
     turned = RotaryPositions(K).rotate(x)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
@@ -240,7 +240,7 @@ def test_rotary_keeps_lengths_and_leaves_position_0_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_angles_accurate_far_out(dtype):
+def test_rotary_in_half_precision_keeps_accurate_angles_far_out(dtype):
     x = nn.functional.normalize(numbers(1, 1, 7, 64), dim=-1).to(dtype)
     rotary = RotaryPositions(64).to(dtype)
     turned = rotary.rotate(x, 4001)
@@ -251,7 +251,7 @@ def test_half_precision_keeps_angles_accurate_far_out(dtype):
     torch.testing.assert_close(turned[0, 0].double(), exact, **close)
 
 
-def test_rotating_in_pieces_equals_rotating_at_once():
+def test_rotary_in_pieces_equals_rotary_at_once():
     x, rotary = numbers(B, H, 11, K), RotaryPositions(K)
     for cut in range(12):
         pieces = [rotary.rotate(x[:, :, :cut]), rotary.rotate(x[:, :, cut:], cut)]
@@ -266,7 +266,7 @@ def test_rotary_has_the_right_gradient_and_takes_empty_input():
     assert rotary.rotate(numbers(0, H, 3, 6), 4).shape == (0, H, 3, 6)
 
 
-def test_inference_first_does_not_spoil_training_later():
+def test_rotary_trains_after_inference():
     rotary, x = RotaryPositions(K), numbers(1, 1, T, K)
     with torch.inference_mode():
         rotary.rotate(x)
@@ -275,7 +275,7 @@ def test_inference_first_does_not_spoil_training_later():
     torch.testing.assert_close(y.grad, 2 * x)  # a rotation keeps lengths
 
 
-def test_the_cache_mixes_neither_dtypes_nor_devices_nor_schemes():
+def test_rotary_cache_separates_dtypes_devices_and_schemes():
     x = numbers(1, 1, T, K)
     for _ in range(2):
         assert RotaryPositions(K).rotate(x.float()).dtype == torch.float32
@@ -288,14 +288,14 @@ def test_the_cache_mixes_neither_dtypes_nor_devices_nor_schemes():
             torch.testing.assert_close(ours, rotate_slowly(x[0, 0], turn_rates=scaling(rates(K))))
 
 
-def test_a_growing_sequence_reuses_few_tables():
+def test_rotary_reuses_tables_for_a_growing_sequence():
     rotary = RotaryPositions(K)
     for position in range(200):
         rotary.rotate(numbers(1, 1, 1, K), position)
     assert positions_module._rotary_table.cache_info().misses <= 9  # powers of two up to 256
 
 
-def test_fake_tensors_and_a_default_device_do_not_poison_the_cache():
+def test_rotary_cache_ignores_fake_tensors_and_default_devices():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     rotary = RotaryPositions(K)
@@ -379,13 +379,13 @@ def test_yarn_scaling_takes_other_limits():
     torch.testing.assert_close(ours, found, rtol=1e-5, atol=0)
 
 
-def test_yarn_makes_queries_and_keys_longer_by_its_magnitude():
+def test_yarn_scaling_multiplies_queries_and_keys_by_its_magnitude():
     x, scaling = numbers(1, 1, T, K), YarnScaling(4.0, 64)
     turned = RotaryPositions(K, scaling=scaling).rotate(x)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1) * (1 + 0.1 * math.log(4)))
 
 
-def test_a_factor_of_one_changes_nothing():
+def test_scaling_by_one_changes_nothing():
     for scaling in (LinearScaling(1.0), NTKScaling(1.0), YarnScaling(1.0, 64)):
         torch.testing.assert_close(scaling(rates(K)), rates(K))
 
@@ -453,7 +453,7 @@ def bucket_slowly(distance, n_buckets, max_distance, bidirectional):
 
 
 @pytest.mark.parametrize("setting", BUCKETS)
-def test_buckets_agree_with_loops(setting):
+def test_relative_buckets_agree_with_loops(setting):
     distance = torch.arange(-300, 301)
     expected = [bucket_slowly(int(d), *setting) for d in distance]
     assert RelativeBias(1, *setting).bucket(distance).tolist() == expected
@@ -462,7 +462,7 @@ def test_buckets_agree_with_loops(setting):
 @pytest.mark.parametrize(
     "setting", [(32, 128, True), (32, 128, False), (64, 256, True), (8, 20, True)]
 )
-def test_buckets_agree_with_t5(setting):
+def test_relative_buckets_agree_with_t5(setting):
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
     distance, (n_buckets, max_distance, bidirectional) = torch.arange(-3000, 3001), setting
     theirs = t5.T5Attention._relative_position_bucket(
@@ -509,7 +509,7 @@ def schemes():
 @pytest.mark.parametrize(
     ("n_queries", "n_keys"), [(0, 0), (0, 3), (3, 0), (1, 1), (1, 7), (3, 7), (7, 3)]
 )
-def test_the_last_query_stands_where_the_last_key_does(scheme, n_queries, n_keys):
+def test_biases_align_the_last_query_with_the_last_key(scheme, n_queries, n_keys):
     bias, square = scheme.bias(n_queries, n_keys), scheme.bias(9, 9)
     assert bias.shape == (2, n_queries, n_keys)
     if n_queries and n_keys:
@@ -517,7 +517,7 @@ def test_the_last_query_stands_where_the_last_key_does(scheme, n_queries, n_keys
 
 
 @pytest.mark.parametrize("scheme", schemes(), ids=repr)
-def test_reading_in_pieces_through_a_cache_equals_reading_at_once(scheme):
+def test_schemes_with_a_cache_equal_one_pass(scheme):
     layer = MultiHeadAttention(d_model=12, n_heads=2, positions=scheme).double().eval()
     x = numbers(B, 7, 12)
     with torch.no_grad():
@@ -531,7 +531,7 @@ def test_reading_in_pieces_through_a_cache_equals_reading_at_once(scheme):
 
 
 @pytest.mark.parametrize("scheme", schemes(), ids=repr)
-def test_what_a_head_sees_does_not_change_when_everything_moves(scheme):
+def test_schemes_are_invariant_to_a_shift_of_all_positions(scheme):
     layer = MultiHeadAttention(d_model=12, n_heads=2, positions=scheme).double().eval()
     x, pad = numbers(1, T, 12), numbers(1, 4, 12, seed=1)
     hidden = torch.cat([torch.zeros(4), torch.ones(T)]).bool().expand(4 + T, 4 + T)
@@ -541,7 +541,7 @@ def test_what_a_head_sees_does_not_change_when_everything_moves(scheme):
 
 
 @pytest.mark.parametrize("scheme", schemes(), ids=repr)
-def test_order_matters_with_each_scheme(scheme):
+def test_schemes_make_the_order_matter(scheme):
     with torch.no_grad():
         for parameter in scheme.parameters():
             parameter.copy_(numbers(*parameter.shape))
@@ -551,7 +551,7 @@ def test_order_matters_with_each_scheme(scheme):
         assert (layer(x[:, order]) - layer(x)[:, order]).abs().max() > 1e-4
 
 
-def test_one_scheme_serves_many_layers():
+def test_schemes_can_be_used_by_many_layers():
     scheme = RelativeBias(2)
     model = nn.ModuleList(MultiHeadAttention(12, 2, positions=scheme) for _ in range(3))
     x = numbers(1, T, 12, dtype=torch.float32)
@@ -580,7 +580,7 @@ def test_schemes_can_be_copied_and_show_their_sizes():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_all_schemes_agree_on_the_gpu():
+def test_schemes_agree_on_the_gpu():
     x = numbers(B, H, T, K)
     gpu = RotaryPositions(K).cuda().rotate(x.cuda(), 3)
     torch.testing.assert_close(gpu.cpu(), RotaryPositions(K).rotate(x, 3))
@@ -596,7 +596,7 @@ def refused(match):
     return pytest.raises(ValueError, match=match)
 
 
-def test_impossible_sizes_are_refused_with_the_number():
+def test_positions_refuse_impossible_sizes_with_the_number():
     for width in (7, 0, -2):
         with refused(f"sinusoidal_positions: d_model must be positive and even, got {width}"):
             sinusoidal_positions(P, width)
@@ -623,7 +623,7 @@ def test_impossible_sizes_are_refused_with_the_number():
         YarnScaling(4.0, 0)(rates(14))
 
 
-def test_impossible_buckets_are_refused_with_the_numbers():
+def test_relative_bias_refuses_impossible_buckets_with_the_numbers():
     with refused("n_heads must be at least 1 .* got 0, 32 and True"):
         RelativeBias(0)
     with refused("even and at least 4 if bidirectional, got 2, 7 and True"):
@@ -637,7 +637,7 @@ def test_impossible_buckets_are_refused_with_the_numbers():
 
 
 @pytest.mark.parametrize("scheme", tables(), ids=lambda s: type(s).__name__)
-def test_positions_past_the_table_are_refused_with_both_numbers(scheme):
+def test_tables_refuse_positions_past_the_end_with_both_numbers(scheme):
     last = f"between 0 and max_len - 1 = {P - 1}"
     with refused(f"{last}, got 0 to {P}"):
         scheme(numbers(1, P + 1, D))
@@ -648,13 +648,13 @@ def test_positions_past_the_table_are_refused_with_both_numbers(scheme):
 
 
 @pytest.mark.parametrize("scheme", tables(), ids=lambda s: type(s).__name__)
-def test_a_wrong_width_is_refused_with_both_numbers(scheme):
+def test_positions_refuse_a_wrong_width_with_both_numbers(scheme):
     with refused(rf"x must have shape \(..., T, D\) with D = {D}, got \(1, {T}, 1\)"):
         scheme(numbers(1, T, 1))  # would broadcast in silence
 
 
 @pytest.mark.bad_input
-def test_a_missing_axis_is_refused():
+def test_positions_refuse_a_missing_axis():
     with refused(r"x must have shape \(..., T, D\).*, got \(22,\)"):
         SinusoidalPositions(P, D)(numbers(D))
     with refused(r"x must have shape \(..., T, K\).*, got \(14,\)"):
@@ -670,7 +670,7 @@ def test_rotary_refuses_other_widths_and_negative_positions():
 
 @pytest.mark.parametrize("scheme", schemes()[1:], ids=repr)
 @pytest.mark.parametrize("sizes", [(-1, 3), (3, -1)])
-def test_negative_counts_are_refused_with_both_numbers(scheme, sizes):
+def test_biases_refuse_negative_counts_with_both_numbers(scheme, sizes):
     message = f"{type(scheme).__name__}.bias: n_queries and n_keys must not be negative"
     with refused(f"{message}, got {sizes[0]} and {sizes[1]}"):
         scheme.bias(*sizes)
@@ -685,7 +685,7 @@ def test_negative_counts_are_refused_with_both_numbers(scheme, sizes):
     ],
     ids=["sinusoidal", "alibi"],
 )
-def test_a_formula_is_computed_anew_where_a_module_gets_new_memory(make, start):
+def test_tables_are_recomputed_when_a_module_gets_new_memory(make, start):
     wanted = dict(make().named_buffers())
     for change in (
         lambda module: module.to_empty(device="cpu"),

@@ -51,7 +51,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_says_what_it_makes_and_fits_together(name):
+def test_recipes_are_described_and_consistent(name):
     recipe = RECIPES[name]
     config = TransformerConfig(vocab_size=recipe.vocab_size, **recipe.model)
     assert cost(config).parameters < 6_000_000  # 12 MB in fp16, what ships with the library
@@ -59,7 +59,7 @@ def test_a_recipe_says_what_it_makes_and_fits_together(name):
     assert recipe.training.validate_every % recipe.training.save_every == 0  # the best is kept
 
 
-def test_number_names_holds_out_random_numbers_of_the_same_kind():
+def test_number_names_recipe_holds_out_random_numbers():
     recipe = RECIPES["number-names"]
     learned, held = (dict(recipe.pairs(split)) for split in ("train", "val"))
     assert len(learned) == 4000 and len(held) == 1000 and not learned.keys() & held.keys()
@@ -73,7 +73,7 @@ def test_number_names_holds_out_random_numbers_of_the_same_kind():
 
 @pytest.mark.slow
 @pytest.mark.plain
-def test_number_names_is_learned(tmp_path):
+def test_number_names_recipe_learns_its_task(tmp_path):
     """Half of the recipe's steps make nearly all held-out numbers come out exactly right."""
     recipe = RECIPES["number-names"]
     plan = dataclasses.replace(recipe.training, n_steps=300)
@@ -127,7 +127,7 @@ def test_multi30k_recipes_translate_from_the_first_language_to_the_second(
 
 @pytest.mark.skipif(not DATA, reason="Multi30k is not on this machine")
 @pytest.mark.slow
-def test_multi30k_is_cut_whole_into_batches_of_the_size_asked_for():
+def test_multi30k_recipe_batches_every_pair_within_max_tokens():
     recipe = RECIPES["multi30k-de-en"]
     tokenizer, data, validation = recipe.batches()
     assert tokenizer.vocab_size == recipe.vocab_size
@@ -138,7 +138,7 @@ def test_multi30k_is_cut_whole_into_batches_of_the_size_asked_for():
     assert max(b.source.shape[1] for b in data) < recipe.model["max_len"]
 
 
-def test_the_tokens_are_learned_from_the_training_part_alone():
+def test_recipe_learns_tokens_from_the_training_split_only():
     odd = "Donaudampfschifffahrt"
     recipe = dataclasses.replace(
         tiny(), pairs=lambda split: PAIRS[:40] if split == "train" else [(odd, odd)] * 50
@@ -152,7 +152,7 @@ def test_the_tokens_are_learned_from_the_training_part_alone():
     assert config.vocab_size == tokenizer.vocab_size and config.d_model == 16
 
 
-def test_the_seed_decides_the_order_of_training_and_validation_has_none():
+def test_recipe_seed_shuffles_training_and_not_validation():
     def first(seed):
         _, data, validation = tiny(seed=seed).batches()
         return next(iter(data)).source, validation[0].source
@@ -165,7 +165,7 @@ def test_the_seed_decides_the_order_of_training_and_validation_has_none():
 # What is kept
 
 
-def test_the_export_is_the_best_validated_average_in_half_precision(tmp_path, monkeypatch):
+def test_export_is_the_best_validated_average_in_half_precision(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch=monkeypatch)
     best = min(
         (r for r in read_records(tmp_path / "log.jsonl") if "validation_loss" in r),
@@ -183,7 +183,7 @@ def test_the_export_is_the_best_validated_average_in_half_precision(tmp_path, mo
     assert tokenizer.decode(tokenizer.encode("3 plus 4")) == "3 plus 4"
 
 
-def test_the_best_is_exported_even_if_it_is_not_the_last(tmp_path, monkeypatch):
+def test_export_is_the_best_even_if_it_is_not_the_last(tmp_path, monkeypatch):
     values = iter([1.0, 2.0])
 
     def validate(self):
@@ -199,7 +199,7 @@ def test_the_best_is_exported_even_if_it_is_not_the_last(tmp_path, monkeypatch):
     assert all(torch.equal(weights[name], x.half()) for name, x in best.items())
 
 
-def test_without_validation_or_average_the_last_weights_are_exported(tmp_path):
+def test_export_is_the_last_weights_without_validation_or_average(tmp_path):
     recipe = tiny(validate_every=None, average=None)
     tokenizer, data, _ = recipe.batches()
     config = recipe.config(tokenizer)

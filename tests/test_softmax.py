@@ -57,7 +57,7 @@ def test_softmax_follows_its_definition(temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_softmax_normalises_the_axis_it_is_given(temperature):
+def test_softmax_normalizes_the_given_axis(temperature):
     scores = draw(B, T, S)
     for dim in (0, 1, 2, -1, -2, -3):
         shares = softmax(scores, dim=dim, temperature=temperature)
@@ -71,7 +71,7 @@ def test_softmax_normalises_the_axis_it_is_given(temperature):
     temperature=st.floats(0.05, 50),
 )
 @settings(derandomize=True, max_examples=50, deadline=None)
-def test_shares_sum_to_one_keep_the_order_and_ignore_a_shift(row, shift, temperature):
+def test_softmax_sums_to_one_keeps_the_order_and_ignores_a_shift(row, shift, temperature):
     scores = torch.tensor(row, dtype=F64)
     shares = softmax(scores, temperature=temperature)
     assert (shares >= 0).all() and shares.sum().item() == pytest.approx(1)
@@ -84,7 +84,7 @@ def test_shares_sum_to_one_keep_the_order_and_ignore_a_shift(row, shift, tempera
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 1e-6, 1e6])
 @each_dtype
-def test_scores_as_large_as_the_type_allows_give_finite_shares(dtype, temperature):
+def test_softmax_of_the_largest_scores_is_finite(dtype, temperature):
     large = torch.finfo(dtype).max / 4
     scores = torch.tensor([[large, -large, 0.0], [-large, -large, -large]], dtype=dtype)
     shares = softmax(scores, temperature=temperature)
@@ -94,18 +94,18 @@ def test_scores_as_large_as_the_type_allows_give_finite_shares(dtype, temperatur
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300])
 @each_dtype
-def test_towards_temperature_zero_the_best_key_takes_all_exactly(dtype, temperature):
+def test_softmax_at_temperature_near_zero_selects_the_best_key_exactly(dtype, temperature):
     scores = torch.tensor([150.0, 149.0, 100.0], dtype=dtype)
     shares = softmax(scores, temperature=temperature)
     assert torch.equal(shares, torch.tensor([1.0, 0.0, 0.0], dtype=dtype))
 
 
-def test_towards_temperature_infinity_all_keys_share_alike():
+def test_softmax_at_very_high_temperature_is_uniform():
     shares = softmax(draw(S), temperature=1e12)
     torch.testing.assert_close(shares, torch.full((S,), 1 / S, dtype=F64))
 
 
-def test_a_score_of_minus_infinity_gets_exactly_nothing_at_any_temperature():
+def test_softmax_of_minus_infinity_is_zero_at_any_temperature():
     scores = torch.tensor([0.5, -INF, 0.25])
     for temperature in (0.1, 1.0, 10.0):
         shares = softmax(scores, temperature=temperature)
@@ -113,7 +113,7 @@ def test_a_score_of_minus_infinity_gets_exactly_nothing_at_any_temperature():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_jacobian_is_diag_p_minus_p_p_transposed_over_the_temperature(temperature):
+def test_softmax_jacobian_is_diag_p_minus_p_p_transposed_over_the_temperature(temperature):
     scores = draw(S)
     p = softmax(scores, temperature=temperature)
     found = torch.autograd.functional.jacobian(
@@ -137,14 +137,14 @@ def test_masked_softmax_follows_its_definition_for_every_mask_that_broadcasts(sh
     assert (found[~mask.expand(scores.shape)] == 0).all()
 
 
-def test_no_mask_and_an_open_mask_are_plain_softmax():
+def test_masked_softmax_without_or_with_an_open_mask_is_softmax():
     scores = draw(B, T, S)
     expected = scores.softmax(-1)
     assert torch.equal(masked_softmax(scores), expected)
     assert torch.equal(masked_softmax(scores, torch.ones(T, S, dtype=torch.bool)), expected)
 
 
-def test_masked_softmax_normalises_the_axis_it_is_given():
+def test_masked_softmax_normalizes_the_given_axis():
     scores, mask = draw(B, T, S), draw_mask(B, T, S)
     for dim in (0, 1, -2, -1):
         swapped = masked_softmax(scores.movedim(dim, -1), mask.movedim(dim, -1))
@@ -152,7 +152,7 @@ def test_masked_softmax_normalises_the_axis_it_is_given():
 
 
 @each_dtype
-def test_rows_sum_to_one_or_are_zero_and_gradients_are_finite_in_every_type(dtype):
+def test_masked_softmax_rows_sum_to_one_or_zero_with_finite_gradients(dtype):
     scores, mask = draw(B, T, S, dtype=dtype).requires_grad_(), draw_mask(T, S)
     with torch.autograd.detect_anomaly(check_nan=True):
         weights = masked_softmax(scores, mask)
@@ -167,7 +167,7 @@ def test_rows_sum_to_one_or_are_zero_and_gradients_are_finite_in_every_type(dtyp
 
 
 @each_dtype
-def test_scores_of_minus_infinity_hide_with_a_mask_and_without(dtype):
+def test_masked_softmax_treats_minus_infinity_as_masked(dtype):
     scores = draw(T, S, dtype=dtype)
     scores[0, 2], scores[1], scores[2, 3:], scores[3, 0] = -INF, -INF, -INF, -INF
     seen = scores > -INF
@@ -187,13 +187,13 @@ def test_scores_of_minus_infinity_hide_with_a_mask_and_without(dtype):
 
 
 @each_dtype
-def test_the_lowest_finite_score_is_a_score_and_not_a_mask(dtype):
+def test_masked_softmax_treats_the_lowest_finite_score_as_a_score(dtype):
     scores = torch.full((3,), torch.finfo(dtype).min, dtype=dtype)
     weights = masked_softmax(scores, torch.tensor([True, False, True]))
     assert torch.equal(weights, torch.tensor([0.5, 0.0, 0.5], dtype=dtype))
 
 
-def test_hidden_scores_have_no_influence_not_even_nan_or_infinity():
+def test_masked_softmax_ignores_masked_scores_even_nan_and_infinity():
     scores, mask = draw(T, S), draw_mask(T, S)
     expected = masked_softmax(scores, mask)
     for poison in (math.nan, INF, 1e300):
@@ -203,7 +203,7 @@ def test_hidden_scores_have_no_influence_not_even_nan_or_infinity():
         assert torch.equal(weights, expected) and leaf.grad.isfinite().all()
 
 
-def test_nan_in_a_visible_score_is_not_swept_under_the_carpet():
+def test_masked_softmax_propagates_nan_of_a_visible_score():
     scores = draw(T, S)
     scores[0, 3], scores[1, 0], scores[1, 3] = math.nan, -INF, math.nan
     for mask in (None, torch.ones(T, S, dtype=torch.bool)):
@@ -211,7 +211,7 @@ def test_nan_in_a_visible_score_is_not_swept_under_the_carpet():
         assert weights[:2].isnan().all() and weights[2:].isfinite().all()
 
 
-def test_first_and_second_derivatives_agree_with_finite_differences():
+def test_masked_softmax_derivatives_agree_with_finite_differences():
     scores, mask = draw(3, 5).requires_grad_(), draw_mask(3, 5)
     for allowed in (None, mask):
 
@@ -222,7 +222,7 @@ def test_first_and_second_derivatives_agree_with_finite_differences():
         assert torch.autograd.gradgradcheck(f, scores)
 
 
-def test_gradient_equals_torch_softmax_where_rows_are_not_empty():
+def test_masked_softmax_gradient_equals_torch_for_rows_that_are_not_empty():
     scores, arriving = draw(T, S).requires_grad_(), draw(T, S, seed=1)
     mask = draw_mask(T, S)
     mask[1, 2] = True
@@ -231,7 +231,7 @@ def test_gradient_equals_torch_softmax_where_rows_are_not_empty():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_agrees_with_torch_attention_on_empty_rows():
+def test_masked_softmax_agrees_with_torch_attention_on_empty_rows():
     query, key, value = draw(B, H, T, 11), draw(B, H, S, 11), draw(B, H, S, 13)
     mask = draw_mask(B, 1, T, S)
     ours = masked_softmax(query @ key.mT / math.sqrt(11), mask) @ value
@@ -239,7 +239,7 @@ def test_agrees_with_torch_attention_on_empty_rows():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_works_under_vmap_and_torch_func_grad():
+def test_masked_softmax_works_under_vmap_and_torch_func_grad():
     scores, mask = draw(B, T, S), draw_mask(B, T, S)
     expected = masked_softmax(scores, mask)
     torch.testing.assert_close(torch.func.vmap(masked_softmax)(scores, mask), expected)
@@ -254,7 +254,7 @@ def test_works_under_vmap_and_torch_func_grad():
 
 
 @pytest.mark.plain
-def test_compiles_into_one_graph_forward_and_backward():
+def test_masked_softmax_compiles_into_one_graph_forward_and_backward():
     scores, mask = draw(T, S), draw_mask(T, S)
     compiled = torch.compile(masked_softmax, fullgraph=True, backend="aot_eager")
     gradients = []
@@ -265,7 +265,7 @@ def test_compiles_into_one_graph_forward_and_backward():
     torch.testing.assert_close(*gradients)
 
 
-def test_keeps_only_the_shares_for_the_backward_pass():
+def test_masked_softmax_saves_only_its_output_for_the_backward_pass():
     kept = []
     hooks = (lambda x: kept.append(x.shape) or x, lambda x: x)
     with torch.autograd.graph.saved_tensors_hooks(*hooks):
@@ -274,7 +274,7 @@ def test_keeps_only_the_shares_for_the_backward_pass():
 
 
 @pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0,), (2, 0, 3)])
-def test_axes_without_keys_or_queries_give_shares_of_the_same_shape(shape):
+def test_softmax_accepts_empty_axes(shape):
     scores = torch.empty(shape, requires_grad=True)
     mask = torch.empty(shape, dtype=torch.bool)
     everything = [softmax(scores), softmax(scores, temperature=0.5)]
@@ -284,7 +284,7 @@ def test_axes_without_keys_or_queries_give_shares_of_the_same_shape(shape):
         shares.sum().backward()
 
 
-def test_inputs_are_left_alone():
+def test_softmax_leaves_inputs_unchanged():
     scores, mask = draw(T, S), draw_mask(T, S)
     before = scores.clone(), mask.clone()
     softmax(scores, temperature=0.5), masked_softmax(scores, mask), online_softmax([scores])
@@ -299,7 +299,7 @@ def shares_from(scores, summary):
     return (scores - maximum).exp() / total
 
 
-def test_online_softmax_gives_the_same_shares_for_every_way_to_cut_a_row():
+def test_online_softmax_does_not_depend_on_the_blocks():
     scores = 20 * draw(T, S)
     scores[0], scores[1, 0] = scores[0].sort().values, -INF  # a new maximum at each step
     scores[2], scores[3, :4] = scores[2].sort(descending=True).values, -INF
@@ -315,7 +315,7 @@ def test_online_softmax_gives_the_same_shares_for_every_way_to_cut_a_row():
     data=st.data(),
 )
 @settings(derandomize=True, max_examples=50, deadline=None)
-def test_maximum_and_total_are_those_of_the_whole_row(row, data):
+def test_online_softmax_returns_maximum_and_total_of_the_row(row, data):
     scores = torch.tensor([row], dtype=F64)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(row)), max_size=4)))
     edges = [0, *cuts, len(row)]  # repeated cuts make empty blocks
@@ -326,7 +326,7 @@ def test_maximum_and_total_are_those_of_the_whole_row(row, data):
     assert total.item() == pytest.approx(expected, rel=1e-14)
 
 
-def test_rows_that_see_nothing_have_maximum_minus_infinity_and_total_zero():
+def test_online_softmax_of_empty_rows_has_maximum_minus_infinity_and_total_zero():
     scores = draw(T, S)
     scores[1] = -INF
     for blocks in ([scores], scores.split(2, dim=-1), [scores[:, :0]]):
@@ -336,7 +336,7 @@ def test_rows_that_see_nothing_have_maximum_minus_infinity_and_total_zero():
     assert (maximum == -INF).all() and (total == 0).all()
 
 
-def test_leading_axes_are_kept_and_one_generator_is_enough():
+def test_online_softmax_keeps_leading_axes_and_accepts_a_generator():
     scores = draw(B, H, T, S)
     maximum, total = online_softmax(block for block in scores.split(3, dim=-1))
     assert maximum.shape == total.shape == (B, H, T, 1)
@@ -345,14 +345,14 @@ def test_leading_axes_are_kept_and_one_generator_is_enough():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_totals_of_narrow_scores_are_kept_in_float32(dtype):
+def test_online_softmax_keeps_totals_of_half_precision_scores_in_float32(dtype):
     scores = torch.zeros(1, 4096, dtype=dtype)  # in float16, 2048 + 1 is 2048
     maximum, total = online_softmax(scores.split(1, dim=-1))
     assert maximum.dtype == total.dtype == torch.float32
     assert total.item() == 4096
 
 
-def test_gradients_through_the_shares_are_those_of_softmax():
+def test_online_softmax_gradients_are_those_of_softmax():
     scores, arriving = (3 * draw(T, S)).requires_grad_(), draw(T, S, seed=1)
     found = shares_from(scores, online_softmax(scores.split(3, dim=-1)))
     (ours,) = torch.autograd.grad(found, scores, arriving)
@@ -368,7 +368,7 @@ def test_online_softmax_passes_gradients_through_the_total_alone():
     torch.testing.assert_close(ours, (scores - maximum).exp().detach())
 
 
-def test_gradients_stay_finite_beside_rows_that_see_nothing():
+def test_online_softmax_gradients_are_finite_with_empty_rows():
     scores = draw(T, S)
     scores[1], scores[2, :3] = -INF, -INF
     scores.requires_grad_()
@@ -382,7 +382,7 @@ def test_gradients_stay_finite_beside_rows_that_see_nothing():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("temperature", [0, 0.0, -1.0, -INF, INF, math.nan])
-def test_temperatures_not_above_zero_or_not_finite_are_refused(temperature):
+def test_softmax_refuses_temperatures_that_are_not_positive_and_finite(temperature):
     message = f"^softmax: temperature must be a number above 0, got {temperature}$"
     with pytest.raises(ValueError, match=message):
         softmax(draw(S), temperature=temperature)
@@ -390,7 +390,7 @@ def test_temperatures_not_above_zero_or_not_finite_are_refused(temperature):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("function", [softmax, masked_softmax])
-def test_scores_that_are_not_floating_point_and_axes_that_are_not_there_are_refused(function):
+def test_softmax_refuses_scores_that_are_not_floating_point_and_missing_axes(function):
     name = function.__name__
     with pytest.raises(
         ValueError, match=f"^{name}: scores must be floating-point .*int64 of shape .3,.$"
@@ -407,7 +407,7 @@ def test_scores_that_are_not_floating_point_and_axes_that_are_not_there_are_refu
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
-def test_masks_that_are_not_boolean_are_refused(dtype):
+def test_masked_softmax_refuses_masks_that_are_not_boolean(dtype):
     with pytest.raises(ValueError, match=f"masked_softmax: mask must be boolean.* got {dtype}"):
         masked_softmax(draw(T, S), torch.ones(T, S, dtype=dtype))
 
@@ -416,7 +416,7 @@ def test_masks_that_are_not_boolean_are_refused(dtype):
 @pytest.mark.parametrize(
     "shape", [(S, T), (T, S + 1), (T + 1, S), (B + 1, T, S), (1, B, T, S), (B, S), (T,), (B, T, 0)]
 )
-def test_masks_that_do_not_fit_or_would_enlarge_the_scores_are_refused_with_both_shapes(shape):
+def test_masked_softmax_refuses_masks_that_do_not_fit_with_both_shapes(shape):
     with pytest.raises(ValueError) as error:
         masked_softmax(draw(B, T, S), torch.ones(shape, dtype=torch.bool))
     message = str(error.value)
@@ -425,7 +425,7 @@ def test_masks_that_do_not_fit_or_would_enlarge_the_scores_are_refused_with_both
 
 
 @pytest.mark.bad_input
-def test_no_blocks_and_blocks_that_do_not_belong_together_are_refused():
+def test_online_softmax_refuses_inconsistent_or_missing_blocks():
     with pytest.raises(ValueError, match="at least one block, got none"):
         online_softmax([])
     for first, second in (((T, S), (T + 1, S)), ((T, S), (1, S)), ((1, S), (T, S)), ((T, S), (S,))):
@@ -437,7 +437,7 @@ def test_no_blocks_and_blocks_that_do_not_belong_together_are_refused():
 
 
 @pytest.mark.bad_input
-def test_blocks_that_are_not_floating_point_or_have_no_axis_are_refused():
+def test_online_softmax_refuses_blocks_that_are_not_floating_point_or_have_no_axis():
     with pytest.raises(ValueError, match="online_softmax: scores must be floating-point"):
         online_softmax([torch.arange(3)])
     with pytest.raises(ValueError, match="online_softmax: dim must .* in .0, 0., got -1$"):
