@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# The machine may be shared, so no deadlines; the same examples every time, so that a red build
-# can be repeated.
+# No deadlines, because the machine may be busy; the same examples every time, so that a failure
+# can be reproduced.
 settings.register_profile(
     "book", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -21,7 +21,7 @@ def seed():
     torch.manual_seed(0)
 
 
-CPU_SECONDS = 120  # of the process itself, whatever else runs; pyproject.toml bounds a hang
+CPU_SECONDS = 120  # of the process itself; pyproject.toml has a limit on the clock for hangs
 
 
 def too_long(signum, frame):
@@ -29,7 +29,7 @@ def too_long(signum, frame):
 
 
 def limited():
-    """Run what pytest yields to, and fail it once it has used its CPU time."""
+    """Run a test and fail it once it has used its CPU time."""
     signal.signal(signal.SIGPROF, too_long)
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     try:
@@ -49,7 +49,7 @@ def pytest_runtest_call(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests marked gpu where there is no GPU and no other device is named."""
+    """Deselect the tests marked gpu if there is no GPU and no other device is named."""
     if torch.cuda.is_available() or "TRANSFORMER_LIB_TEST_DEVICE" in os.environ:
         return
     left_out = [item for item in items if item.get_closest_marker("gpu")]

@@ -1,22 +1,22 @@
-"""Break the library in many small ways, one at a time: the tests must notice each.
+"""Put small faults (mutants) into the library, one at a time; the tests must notice each.
 
-    make mutants                        the modules that changed since they were last broken
-    .venv/bin/python tests/mutate.py scores losses      these two modules, changed or not
+    make mutants                        the modules that changed since their last result
+    .venv/bin/python tests/mutate.py scores losses      these two modules in any case
     .venv/bin/python tests/mutate.py --sample 4 --workers 1 trainer
 
-A core module has mutants of its own in tests/mutants/MODULE.py, each of a fault that would mislead
-a reader: (what is broken, old text, new text), where the old text occurs once in the module. Every
-other module gets a sample of the mutations of tests/mutations.py, always the same one.
+A core module has mutants written by hand in tests/mutants/MODULE.py: (what is broken, old text,
+new text), where the old text occurs once in the module. Every other module gets a fixed sample of
+the mutations of tests/mutations.py.
 
-The tests of the module itself judge a mutant first. One that they leave alive is judged by all
-tests of every file that uses the module, with signatures enforced and without, as `make unit` runs
-them. Time is CPU time: a busy machine kills no mutant. What takes too long by the clock, or fails
-by a test's own time limit, is undecided, and does not count as killed.
+The tests of the module run first. If they pass, all tests of every file that uses the module run,
+with signatures enforced and without, as `make unit` runs them. Limits count CPU time, so a busy
+machine kills no mutant. A run that takes too long by the clock, or fails by a test's own time
+limit, is undecided and does not count as killed.
 
-Each module's result goes into results/mutants.json as soon as it is there, with the hash of the
-module, its tests and its mutants: a run that is stopped goes on where it was, and a result whose
-files have changed is removed. A generated mutant that no test can notice is explained, under its
-key, in tests/mutants/equivalent.toml. The exit status is 1 if any other survives.
+The result of each module is written into results/mutants.json at once, with the hash of the
+module, its tests and its mutants, so a stopped run continues where it was, and a result whose files
+have changed is removed. tests/mutants/equivalent.toml explains, by key, each generated mutant that
+no test can notice. The exit status is 1 if any other survives.
 
 mutmut and cosmic-ray are not used; CONTRIBUTING.md says why.
 """
@@ -50,7 +50,7 @@ from mutations import sample
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "results" / "mutants.json"
 SAMPLE = 15
-CLOCK_SECONDS = 1800  # of all tests of a stage; for a hang, so it decides nothing
+CLOCK_SECONDS = 1800  # of all tests of a stage; only ends a hang
 FORK = multiprocessing.get_context("fork")  # a child starts with torch and pytest in memory
 OUT_OF_TIME = re.compile(r"from pytest-timeout|TimeoutExpired|TimeoutError")
 
@@ -139,7 +139,7 @@ def tests_using(module):
 
 
 def fingerprint(module, n):
-    """The hash of what decides a module's result, besides the modules that it uses."""
+    """The hash of the files that decide a module's result, without the modules that it uses."""
     names = [f"transformer_lib/{module}.py", own_tests(module)]
     names += [f"tests/mutants/{module}.py"] if module in core() else ["tests/mutations.py"]
     parts = [(ROOT / name).read_bytes() for name in names if (ROOT / name).exists()]
@@ -150,7 +150,7 @@ def fingerprint(module, n):
 
 
 def preload():
-    """Import once what every run needs: nothing of ours, and no plugin that pytest rewrites."""
+    """Import once what every run needs: none of our modules, and no plugin that pytest rewrites."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     import beartype  # noqa: F401
@@ -164,7 +164,7 @@ def preload():
 
 
 def copy_project(folder, module=None, source=None):
-    """The project in `folder`, with another source of one module: processes find it there too."""
+    """Copy the project into `folder`, with another source of one module."""
     for path in ROOT.iterdir():
         if path.name in ("tests", "transformer_lib"):
             shutil.copytree(path, folder / path.name,
@@ -244,11 +244,11 @@ def on_copy(arguments, cpu_seconds, module=None, source=None):
 
 
 def judge(module, mutant, cpu_seconds):
-    """Its own tests, and if they pass, all tests of all files that use the module."""
+    """Run its own tests and, if they pass, all tests of all files that use the module."""
     verdict, by, _ = on_copy([own_tests(module), *QUICK], cpu_seconds, module, mutant.source)
     for kind in SUITE if verdict == "alive" else ():
         verdict, by, _ = on_copy([*tests_using(module), *kind], 3600, module, mutant.source)
-        if verdict == "killed" and "::" in by:  # unless the library as it is fails it too
+        if verdict == "killed" and "::" in by:  # unless it fails on the unchanged library, too
             unchanged, *_ = on_copy([by, *kind], 3600)
             verdict = "killed" if unchanged == "alive" else "undecided"
         if verdict != "alive":
@@ -282,7 +282,7 @@ def git(*arguments):
 
 
 def examine(module, n, pool):
-    """Run every mutant of the module: its entry of the record."""
+    """Run every mutant of the module and return its entry of the record."""
     before, todo = fingerprint(module, n), list(mutants(module, n))
     commit = git("rev-parse", "HEAD") or "none"
     dirty = bool(git("status", "--porcelain", "transformer_lib", "tests"))
@@ -329,7 +329,9 @@ def write(record):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Break the library in many small ways.")
+    parser = argparse.ArgumentParser(
+        description="Put small faults into the library; the tests must notice each."
+    )
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="default: those that changed")
     parser.add_argument("--sample", type=int, default=SAMPLE, metavar="N",
                         help=f"mutants of a module without its own ({SAMPLE})")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The notebooks and other files of the project, as the tests of the repository read them."""
+"""Read the notebooks and other files of the project, for the tests of the repository."""
 
 import ast
 import importlib.util

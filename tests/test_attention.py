@@ -1,4 +1,4 @@
-"""Attention: explicit, fused and tiled agree; masks mean what they say; bad input is refused."""
+"""Attention: explicit, fused and tiled agree; masks and options work; bad input is refused."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from transformer_lib.attention import (
 )
 from transformer_lib.scores import AdditiveScore
 
-B, H, T, S, K, Kv = 2, 3, 5, 7, 11, 13  # distinct primes: no axis can pass for another
+B, H, T, S, K, Kv = 2, 3, 5, 7, 11, 13  # distinct primes: no axis can be mistaken for another
 
 
 def by_threes(*inputs, **options):

@@ -1,4 +1,4 @@
-"""The harness of benchmarks/, on competitors whose times are known; the peers are not needed."""
+"""The harness of benchmarks/, on competitors with known times; the peers are not needed."""
 
 import json
 import time

@@ -1,6 +1,6 @@
-"""Every rule of CONTRIBUTING.md for a chapter that can be checked without running a cell.
+"""The rules for a chapter that can be checked without running a cell.
 
-A rule takes a notebook and yields complaints. Each rule is run on every chapter, and on a notebook
+A rule takes a notebook and yields complaints. Each rule runs on every chapter, and on a notebook
 that breaks it.
 """
 
@@ -164,7 +164,7 @@ def nothing_that_breaks_the_book_or_colab(nb):
             yield f"no shell commands or magics: {c.source[:60]!r}"
         for pattern, why in {
             r"\bshow_doc\b": "show_doc crashes the build",
-            r"\binput\(": "nobody is there to answer",
+            r"\binput\(": "no one can answer while the book is built",
             r"^\s*(from|import) (nbdev|myst_nb|google)\b": "not there for every reader",
             r"[\"'](\.\.?/|\.\.[\"'])": "a relative path does not exist beside a lone notebook",
             r"[\"']/(tmp|home|root|work)/": "a path of one machine",
@@ -350,7 +350,7 @@ def test_chapter_keeps(name, nb):
     assert not complaints, "\n".join(complaints)
 
 
-# Each rule must be able to fail: a notebook that keeps them all, and what breaks each
+# Each rule must be able to fail: a notebook that follows all rules, and a change that breaks each
 
 
 def markdown(source):

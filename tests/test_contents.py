@@ -1,4 +1,4 @@
-"""The book as a whole: contents, order, numbers, labels, citations, and who imports whom."""
+"""The book as a whole: contents, order, numbers, labels, citations, imports and appendix."""
 
 import ast
 import re
@@ -179,7 +179,7 @@ def test_imports_in_the_order_are_allowed(module, source):
 
 
 def test_progress_bars_ask_for_no_widgets():
-    # tqdm.auto warns on every page of a reader who has no ipywidgets.
+    # Without ipywidgets, tqdm.auto writes a warning onto the page.
     files = [*ROOT.glob("chapters/**/*.ipynb"), *ROOT.glob("transformer_lib/*.py")]
     assert not [f.name for f in files if re.search(r"tqdm\.(auto|notebook)", f.read_text("utf-8"))]
 

@@ -1,4 +1,4 @@
-"""What a model costs is what torch counts in it, to the last parameter, operation and byte."""
+"""Parameters, operations and bytes of a model equal what torch counts, exactly."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer_lib.cost import Cost, cost, decoder_only_cost
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 
-B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can pass for another
+B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can be mistaken for another
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
 MODERN = {"norm": "pre", "norm_type": "rms", "activation": "swiglu", "n_kv_heads": 1, "bias": False}
 
@@ -69,7 +69,7 @@ def test_cost_equals_what_torch_counts(options):
     expected = cost(model.config, batch_size=B, source_len=S, target_len=T)
     assert isinstance(expected, Cost) and expected.parameters == n_parameters(model)
     assert expected.weight_bytes == sum(parameter.nbytes for parameter in model.parameters())
-    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused kernel
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not count the CPU's fused kernel
         with FlopCounterMode(display=False) as forward:
             logits = model(source, target)
         with FlopCounterMode(display=False) as backward:
@@ -187,7 +187,7 @@ def test_decoder_only_cost_ignores_the_encoder_depth():
     assert decoder_only_cost(deep, length=T) == decoder_only_cost(flat, length=T)
 
 
-# --- what is refused ---------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------
 
 
 @pytest.mark.bad_input

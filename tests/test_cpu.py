@@ -1,4 +1,4 @@
-"""Models whose products are computed by oneDNN, laid out once or not, answer and learn alike."""
+"""Models that use oneDNN, packed or not, compute and train as the originals do."""
 
 import copy
 
@@ -46,7 +46,7 @@ def ids(*shape, seed=1):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Shapes of what oneDNN is asked for."""
+    """Shapes of the matrix multiplications that oneDNN computes."""
     shapes, ask = [], cpu._ask
     monkeypatch.setattr(
         cpu, "_ask", lambda x, *rest: shapes.append(tuple(x.shape)) or ask(x, *rest)
@@ -54,7 +54,7 @@ def asked(monkeypatch):
     return shapes
 
 
-# products
+# matrix multiplications
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -119,7 +119,7 @@ def test_by_onednn_model_trains_equally(kind, options, monkeypatch):
     losses = []
     for model in (plain, ours):
         if model is ours and torch.backends.mkldnn.is_available():
-            monkeypatch.setattr(F, "linear", None)  # nobody may ask torch
+            monkeypatch.setattr(F, "linear", None)  # must not be called
         losses.append(token_loss(model(*given), ids(3, 8, seed=3), padding=None))
         losses[-1].backward()
     torch.testing.assert_close(*losses)

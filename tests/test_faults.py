@@ -2,8 +2,8 @@
 
 Processes are really killed. They are forked from one that has imported everything, so they start
 fast; `torchrun` starts its own. "The same" means the same bits: the hashes of the last
-checkpoint's files (weights, moments, average, random states) and every number of the log but the
-speed.
+checkpoint's files (weights, moments, average, random states) and every number of the log except
+the speed.
 """
 
 import json
@@ -48,7 +48,7 @@ def start(*runs, **environment):
 
 
 def train(folder, **options):
-    """Train in a process of its own; return its exit status, negative if a signal ended it."""
+    """Train in a new process; return its exit status, negative if a signal ended it."""
     process = start({"folder": str(folder)} | options)
     process.join()
     return process.exitcode
@@ -186,7 +186,7 @@ def test_second_ctrl_c_stops_at_once(whole, tmp_path):
     assert ending(folder) == whole
 
 
-# Several processes: the same result as one, within what another order of additions changes.
+# Several processes give the result of one, up to the order of additions.
 # In double precision, so that default tolerances tell a wrong factor from a rounding error.
 
 EXACT = {"dropout": 0.0, "dtype": "float64", "n_steps": 12}
@@ -221,7 +221,7 @@ def assert_same_run(ours, theirs):
     ours_log, theirs_log = log(ours), log(theirs)
     assert [r.keys() for r in ours_log] == [r.keys() for r in theirs_log]
     for mine, other in zip(ours_log, theirs_log, strict=True):
-        # The loss is added up in single precision, whatever the model's.
+        # The loss is summed in single precision, in every model.
         assert mine == pytest.approx(other, rel=1e-6)
     mine, state = load_checkpoint(checkpoints(ours)[0])
     other, other_state = load_checkpoint(checkpoints(theirs)[0])

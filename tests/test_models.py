@@ -1,4 +1,4 @@
-"""The full model agrees with torch's, with and without encoder, and refuses what it cannot do."""
+"""Whole models, with and without encoder, agree with torch's and refuse bad input."""
 
 import copy
 import dataclasses
@@ -724,7 +724,7 @@ def test_decoder_only_cache_keeps_a_window_given_as_a_mask(positions, window):
 
 def test_decoder_only_uses_one_position_scheme_and_one_embedding_matrix():
     model = writer(positions="relative", n_encoder_layers=1)
-    assert len(model.decoder) == 3  # the encoder's depth says nothing
+    assert len(model.decoder) == 3  # the encoder's depth is not used
     schemes = {id(layer.attention.positions) for layer in model.decoder}
     assert len(schemes) == 1 and not model.decoder[0].attention.positions.bidirectional
     assert model.output.weight is model.embedding.weight
@@ -765,7 +765,7 @@ def test_presets_without_an_encoder_pass_check_model(preset, vocab_size):
     for changes in ({}, GPT):
         changes = changes | ({"n_decoder_layers": 2} if vocab_size > 100 else {})
         model = DecoderOnly(getattr(TransformerConfig, preset)(vocab_size, **changes)).eval()
-        if vocab_size > 100:  # the whole examination would take a minute
+        if vocab_size > 100:  # the whole kit would take a minute
             assert -0.1 < _above_ln_v(model, vocab_size, 8) < 1
         else:
             check_model(model, vocab_size=vocab_size, decoder_only=True).raise_if_failed()

@@ -1,4 +1,4 @@
-"""Many heads: agree with loops and with torch, cached or not, watched or not; refuse bad input."""
+"""Multi-head attention agrees with loops and torch, with and without cache and recording."""
 
 import copy
 import math
@@ -24,7 +24,7 @@ def normal(*shape, seed=0):
 
 
 def layer(n_kv_heads=H, seed=3, **options):
-    """A layer in float64 and evaluation mode whose biases are not zero."""
+    """A layer in float64 and evaluation mode with nonzero biases."""
     attention = MultiHeadAttention(D, H, n_kv_heads=n_kv_heads, **options).double().eval()
     for i, (name, parameter) in enumerate(attention.named_parameters()):
         if not name.startswith("positions"):
@@ -93,7 +93,7 @@ def test_self_attention_agrees_with_loops_with_and_without_biases(n_kv_heads, bi
 def test_single_query_agrees_with_loops_for_every_mask_shape(n_kv_heads, masked):
     attention, query, key = layer(n_kv_heads), normal(B, 1, D), normal(B, S, D, seed=1)
     draw = torch.rand(B, H, 1, S, generator=torch.Generator().manual_seed(4)) > 0.4
-    draw[0, :, :, :] = False  # nothing to see for the first of the batch
+    draw[0, :, :, :] = False  # the first of the batch may attend to nothing
     mask = {
         "no": None,
         "keys": draw[:, :1],
@@ -224,7 +224,9 @@ def test_projections_start_within_their_glorot_bounds_and_biases_at_zero():
     query, key, value = attention.in_proj.weight.split([60, 15, 15])
     for weight in (query, key, value, attention.out_proj.weight):
         bound = math.sqrt(6 / sum(weight.shape))
-        assert 0.97 * bound < weight.abs().max() <= bound  # misses with chance 0.97**900 < 1e-11
+        assert (
+            0.97 * bound < weight.abs().max() <= bound
+        )  # fails to notice with probability 0.97**900 < 1e-11
     assert not attention.in_proj.bias.any() and not attention.out_proj.bias.any()
 
 
@@ -347,7 +349,7 @@ def test_state_dict_round_trips_and_holds_two_projections():
 
 
 class Turning(PositionScheme):
-    """Turn the features of each head, taken as one plane and the rest, by the position."""
+    """Rotate the first two features of each head by the position."""
 
     def rotate(self, x, first=0):
         angle = torch.arange(first, first + x.shape[-2], dtype=x.dtype)
@@ -601,7 +603,7 @@ def test_cross_cache_refuses_a_key_of_another_length_or_batch():
         attention(normal(B + 1, 1, D), normal(B + 1, S, D), cache=cache)
 
 
-# looking
+# recording
 
 
 class Two(nn.Module):
@@ -736,7 +738,7 @@ def test_recording_works_through_a_compiled_model():
     assert torch.equal(compiled(x, causal=True), expected)
 
 
-# speed that is promised in structure, not in seconds
+# speed that follows from structure, without timings
 
 
 @torch.no_grad()
@@ -851,7 +853,7 @@ def test_multi_head_attention_refuses_a_value_without_a_key_and_positions_with_a
         layer(positions=Turning())(normal(B, T, D), normal(B, S, D))
 
 
-@pytest.mark.parametrize("heads", [1, 4])  # one would be broadcast in silence
+@pytest.mark.parametrize("heads", [1, 4])  # one would be broadcast silently
 def test_multi_head_attention_refuses_a_bias_for_another_number_of_heads(heads):
     class Wrong(PositionScheme):
         def bias(self, n_queries, n_keys):

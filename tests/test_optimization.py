@@ -110,7 +110,7 @@ def test_optimizer_decays_matrices_and_not_vectors():
 
 
 def drift(model, seed):
-    """Give a model other parameters."""
+    """Change a model's parameters."""
     with torch.no_grad():
         for i, parameter in enumerate(model.parameters()):
             parameter.copy_(normal(*parameter.shape, seed=100 * seed + i))

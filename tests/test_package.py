@@ -1,4 +1,4 @@
-"""The package as somebody else gets it: a wheel, with the runtime dependencies and no more."""
+"""The package as users install it: a wheel, with the runtime dependencies only."""
 
 import ast
 import importlib
@@ -53,7 +53,7 @@ sys.meta_path.insert(0, Blocker())
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel, built from a copy so that the checkout stays as it is."""
+    """A wheel, built from a copy so that the checkout stays unchanged."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -80,7 +80,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def elsewhere(wheel, tmp_path_factory):
-    """A folder that holds the installed wheel, and nothing of the checkout."""
+    """A folder with the installed wheel and nothing of the checkout."""
     target = tmp_path_factory.mktemp("target")
     pip = [
         sys.executable,
@@ -253,7 +253,7 @@ def test_public_names_have_docstrings(name, thing):
 
 
 def lines_of_code(source):
-    """The lines that do something: no docstrings, comments, blank lines or marks of nbdev."""
+    """The lines of code, without docstrings, comments, blank lines and nbdev's marks."""
     code = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if (

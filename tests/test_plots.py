@@ -26,7 +26,7 @@ from transformer_lib.plots import (
     use_book_style,
 )
 
-H, T, S = 3, 5, 7  # distinct primes: no axis can pass for another
+H, T, S = 3, 5, 7  # distinct primes: no axis can be mistaken for another
 QUERIES, KEYS = list("abcde"), list("tuvwxyz")
 
 

@@ -1,4 +1,4 @@
-"""Positions: each scheme against its own loops, against Hugging Face, and where it must refuse."""
+"""Position schemes agree with loops and with Hugging Face, and refuse bad input."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from transformer_lib.positions import (
     sinusoidal_positions,
 )
 
-B, H, T, K, P, D = 2, 3, 5, 14, 53, 22  # no axis can pass for another; K and D must be even
+B, H, T, K, P, D = 2, 3, 5, 14, 53, 22  # no axis can be mistaken for another; K and D must be even
 DOUBLE = torch.float64
 
 
@@ -272,7 +272,7 @@ def test_rotary_trains_after_inference():
         rotary.rotate(x)
     y = x.clone().requires_grad_()
     rotary.rotate(y).square().sum().backward()
-    torch.testing.assert_close(y.grad, 2 * x)  # a rotation keeps lengths
+    torch.testing.assert_close(y.grad, 2 * x)  # a rotation keeps norms
 
 
 def test_rotary_cache_separates_dtypes_devices_and_schemes():
@@ -650,7 +650,7 @@ def test_tables_refuse_positions_past_the_end_with_both_numbers(scheme):
 @pytest.mark.parametrize("scheme", tables(), ids=lambda s: type(s).__name__)
 def test_positions_refuse_a_wrong_width_with_both_numbers(scheme):
     with refused(rf"x must have shape \(..., T, D\) with D = {D}, got \(1, {T}, 1\)"):
-        scheme(numbers(1, T, 1))  # would broadcast in silence
+        scheme(numbers(1, T, 1))  # would broadcast silently
 
 
 @pytest.mark.bad_input

@@ -23,7 +23,7 @@ PAIRS = [(f"{a} plus {b}", f"{b} und {a}") for a in range(7) for b in range(7)]
 
 
 def tiny(**training):
-    """A recipe of seconds."""
+    """A recipe that takes seconds."""
     given = {"n_steps": 4, "warmup": 2, "save_every": 2, "validate_every": 2, "average": 0.5}
     return Recipe(
         about="sums",

@@ -84,7 +84,7 @@ def test_pins_satisfy_the_ranges():
 
 
 def foreign_addresses(text, repository):
-    """Addresses of a repository of this name that are not the one of pyproject.toml."""
+    """Addresses of a repository of this name that differ from the one in pyproject.toml."""
     ours = repository.removeprefix("https://github.com/")
     name = ours.split("/")[1]
     for found in re.findall(rf"github(?:\.com)?/([\w.-]+/{re.escape(name)})(?![\w-])", text):
@@ -181,7 +181,7 @@ BUILT = next(page for page in contents() if topic(page) == "built") + ".md"
 
 
 def commands(text):
-    """The `make ...` commands in code, blocks and spans alike."""
+    """The `make ...` commands in code blocks and code spans."""
     return set(re.findall(r"(?:^|`)\s*make ([a-z][a-z-]*)", text, re.M))
 
 
@@ -404,7 +404,7 @@ def archive(tmp_path):
 
 
 def listed(folder, **environment):
-    """What build.py takes for the files of the project in this folder, and what it says."""
+    """The files of the project in this folder as build.py lists them, and its messages."""
     code = "import build; print('\\n'.join(build.project_files()))"
     command = [sys.executable, "-c", code]
     env = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1", **environment}
@@ -572,7 +572,7 @@ def test_execute_runs_each_changed_notebook_once(small, tmp_path):
 
 def test_execute_refuses_a_chapter_that_uses_too_much_cpu_time(small, tmp_path):
     small.seconds = small.FAIL_SECONDS + 1.0
-    for _ in range(2):  # a second call does not forget it
+    for _ in range(2):  # a second call still reports it
         with pytest.raises(SystemExit, match="plots.ipynb takes 121 s of CPU time"):
             small.execute(folder=tmp_path / "book")
 

@@ -1,4 +1,4 @@
-"""Shapes, ranges and indices: what fits passes, what does not is refused by name."""
+"""Shapes, ranges and indices: correct values pass, others are refused by name."""
 
 import math
 import sys

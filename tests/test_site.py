@@ -1,6 +1,6 @@
-"""The built pages, as a browser gets them.
+"""The built pages.
 
-`make test` builds them first; without them these tests fail, they do not skip.
+`make test` builds them first. Without them, these tests fail instead of being skipped.
 """
 
 import json
@@ -52,7 +52,7 @@ def is_outside(address):
 
 
 def loads(tree):
-    """The addresses that a page fetches by itself, as opposed to those that it links to."""
+    """The addresses that a page loads itself, without those that it links to."""
     tags = {"script": "src", "img": "src", "iframe": "src", "source": "src", "embed": "src"}
     tags |= {
         "video": "src",
@@ -284,8 +284,7 @@ def test_cells_were_executed_in_order(page):
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_pictures_are_figures_with_alt_text(page):
-    # Whatever way a cell drew: an image without a figure's name and description does not reach
-    # the page.
+    # No image reaches a page without a figure's name and alt text, however a cell drew it.
     notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
     bare = [
         "".join(cell["source"])[:60]

@@ -1,4 +1,4 @@
-"""Properties of softmax, masked softmax and online softmax, and what they refuse."""
+"""Properties of softmax, masked softmax and online softmax, and their refusals."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from transformer_lib.softmax import masked_softmax, online_softmax, softmax
 
-B, H, T, S = 2, 3, 5, 7  # distinct primes: no axis can pass for another
+B, H, T, S = 2, 3, 5, 7  # distinct primes: no axis can be mistaken for another
 F64, INF = torch.float64, math.inf
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 pytestmark = pytest.mark.filterwarnings("ignore:Anomaly Detection")
@@ -159,7 +159,7 @@ def test_masked_softmax_rows_sum_to_one_or_zero_with_finite_gradients(dtype):
         (weights * draw(B, T, S, dtype=dtype, seed=1)).sum().backward()
     assert weights.dtype == dtype and scores.grad.dtype == dtype
     sums = mask.any(-1).to(dtype).expand(B, T)
-    # S shares, each rounded to half a unit of the last digit
+    # S weights, each rounded to half a unit of the last digit
     bound = S * torch.finfo(dtype).eps
     torch.testing.assert_close(weights.detach().sum(-1), sums, rtol=bound, atol=bound)
     assert (weights[:, ~mask] == 0).all() and (scores.grad[:, ~mask] == 0).all()
@@ -377,7 +377,7 @@ def test_online_softmax_gradients_are_finite_with_empty_rows():
     assert scores.grad.isfinite().all()
 
 
-# ------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------ refusals
 
 
 @pytest.mark.bad_input

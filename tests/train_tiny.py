@@ -32,7 +32,7 @@ TRAINING = {
 
 
 def rows(n=48, seed=0):
-    """Rows of ids, each to be written backwards."""
+    """Rows of ids; the target is the source reversed."""
     draw = random.Random(seed)
     return [[draw.randrange(4, 40) for _ in range(draw.randrange(1, 8))] for _ in range(n)]
 
@@ -51,7 +51,7 @@ def model(dropout=0.1, **changes):
 
 
 def trainer(folder=None, *, dropout=0.1, dtype="float32", data=None, **options):
-    """A trainer whose options go to TrainingConfig or to Trainer, as they are named."""
+    """A trainer whose options go to TrainingConfig or to Trainer, by name."""
     names = {field.name for field in fields(TrainingConfig)}
     chosen = TRAINING | {name: options.pop(name) for name in names & options.keys()}
     options = {"validation": list(batches(seed=1, shuffle=False))} | options
@@ -59,7 +59,7 @@ def trainer(folder=None, *, dropout=0.1, dtype="float32", data=None, **options):
     return Trainer(tiny, data or batches(), TrainingConfig(**chosen), folder=folder, **options)
 
 
-# Faults: each is given its own settings and calls `die` when its moment has come
+# Faults: each gets its own settings and calls `die` at its moment
 
 
 def die():
@@ -67,7 +67,7 @@ def die():
 
 
 def in_step(trainer, step, numbers=(signal.SIGKILL,)):
-    """Send signals to this process in the middle of a step: in the loss of its last part."""
+    """Send signals to this process in the middle of a step: in the loss of its last micro-batch."""
     update, loss, parts = trainer.update, trainer.loss, 0
 
     def sending(*arguments):
@@ -87,7 +87,7 @@ def in_step(trainer, step, numbers=(signal.SIGKILL,)):
 
 
 def rank_in_step(trainer, rank, step, numbers=(signal.SIGKILL,)):
-    """The same to one of several processes, unless they have been started again already."""
+    """The same to one of several processes, unless they have been restarted already."""
     if trainer.worker.rank == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         in_step(trainer, step, numbers)
 

@@ -39,7 +39,7 @@ def explicit(query, key, value, mask=None, *, causal=False):
 
 
 def looped(query, key, value, mask=None, *, causal=False):
-    """Correct, one query and one key at a time: the yardstick."""
+    """Correct, one query and one key at a time: the reference."""
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     seen = visible(mask, causal, n_queries, n_keys).expand(*query.shape[:-1], n_keys)
     rows = []
@@ -314,7 +314,7 @@ class CacheMaskTopLeft(Heads):
 
 
 class StaleCache(Heads):
-    """Forgets the second-last piece whenever a new one comes."""
+    """Forgets the second-last piece when a new one arrives."""
 
     def forward(self, *inputs, cache=None, **options):
         if cache is not None and cache.key is not None:

@@ -1,4 +1,4 @@
-"""Ways to break attention.py, each of which tests/test_attention.py must notice."""
+"""Deliberate faults in transformer_lib/attention.py; tests/test_attention.py must catch each."""
 
 MUTANTS = [
     (

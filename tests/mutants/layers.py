@@ -1,4 +1,4 @@
-"""Ways to break layers.py, each of which tests/test_layers.py must notice."""
+"""Deliberate faults in transformer_lib/layers.py; tests/test_layers.py must catch each."""
 
 MUTANTS = [
     # dropout

@@ -1,4 +1,4 @@
-"""Ways to break multihead.py, each of which tests/test_multihead.py must notice."""
+"""Deliberate faults in transformer_lib/multihead.py; tests/test_multihead.py must catch each."""
 
 MUTANTS = [
     (

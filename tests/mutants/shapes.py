@@ -1,4 +1,4 @@
-"""Ways to break shapes.py, each of which tests/test_shapes.py must notice."""
+"""Deliberate faults in transformer_lib/shapes.py; tests/test_shapes.py must catch each."""
 
 MUTANTS = [
     ('leading axes may differ', '        for letter, size in zip(letters, shape, strict=False):\n',

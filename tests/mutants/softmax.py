@@ -1,4 +1,4 @@
-"""Ways to break softmax.py, each of which tests/test_softmax.py must notice."""
+"""Deliberate faults in transformer_lib/softmax.py; tests/test_softmax.py must catch each."""
 
 MUTANTS = [
     (
