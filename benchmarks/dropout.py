@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import torch
+from transformer_lib.batches import BlockBatches
 
 from benchmarks.__main__ import commit, hardware, versions, write
 from transformer_lib.cpu import by_onednn
 from transformer_lib.datasets import stdlib_source
 from transformer_lib.losses import language_loss
 from transformer_lib.models import DecoderOnly, TransformerConfig
-from transformer_lib.tokenizer import BlockBatches
 from transformer_lib.trainer import Trainer, TrainingConfig
 
 T, BYTES, HELD = 128, 400_000, 0.1  # a tenth of the text is held out

@@ -41,6 +41,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformer_lib.batches import BlockBatches, Blocks, PairBatches
 
 from benchmarks import attention, generation, language, multihead, translation
 from benchmarks.__main__ import commit, hardware, table, versions, write
@@ -58,7 +59,7 @@ from transformer_lib.multihead import MultiHeadAttention
 from transformer_lib.optimization import SCHEDULES, cosine
 from transformer_lib.recipes import RECIPES
 from transformer_lib.sampling import Sampler, sample
-from transformer_lib.tokenizer import BlockBatches, Blocks, PairBatches, Tokenizer
+from transformer_lib.tokenizer import Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
 from transformer_lib.translation import Translator, score
 

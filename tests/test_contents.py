@@ -178,6 +178,53 @@ def test_imports_in_the_order_are_allowed(module, source):
     assert list(import_complaints(order, {module: source})) == []
 
 
+# Layers and models are still to be separated.
+MAY_CROSS = {"_torch_options"}
+
+
+def borrowed_names(source):
+    """The private names of another module of transformer_lib that a module uses."""
+    aliases = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (
+            node.level == 1 or (node.module or "").split(".")[0] == "transformer_lib"
+        ):
+            yield from (a.name for a in node.names if a.name.startswith("_"))
+            if node.module in (None, "transformer_lib"):
+                aliases |= {a.asname or a.name for a in node.names}
+        elif isinstance(node, ast.Import):
+            ours = [a for a in node.names if a.name.startswith("transformer_lib.")]
+            aliases |= {a.asname or a.name for a in ours}
+        elif isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr, re.I):
+            if ast.unparse(node.value) in aliases:
+                yield node.attr
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_private_names_stay_in_their_module(module):
+    source = (ROOT / "transformer_lib" / f"{module}.py").read_text()
+    assert set(borrowed_names(source)) <= MAY_CROSS
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from .tokenizer import Tokenizer, _texts",
+        "def f():\n    from transformer_lib.tokenizer import _texts",
+        "from . import tokenizer as t\nt._texts()",
+        "from transformer_lib import tokenizer\ntokenizer._texts()",
+        "import transformer_lib.tokenizer\ntransformer_lib.tokenizer._texts()",
+    ],
+)
+def test_borrowed_private_names_are_found(source):
+    assert list(borrowed_names(source)) == ["_texts"]
+
+
+def test_private_names_of_a_module_itself_and_dunder_names_are_no_borrowed_ones():
+    source = "from . import a\nfrom .b import c\na.__name__\nself._x = c._y\n_z = 1"
+    assert list(borrowed_names(source)) == []
+
+
 def test_progress_bars_ask_for_no_widgets():
     # Without ipywidgets, tqdm.auto writes a warning onto the page.
     files = [*ROOT.glob("chapters/**/*.ipynb"), *ROOT.glob("transformer_lib/*.py")]

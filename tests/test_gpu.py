@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import train_tiny
 from torch import nn
+from transformer_lib.batches import BlockBatches, Blocks
 
 from transformer_lib.attention import attend, attend_with_weights, causal_mask, tiled_attend
 from transformer_lib.beam_search import beam_search
@@ -29,7 +30,6 @@ from transformer_lib.losses import language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.softmax import masked_softmax
-from transformer_lib.tokenizer import BlockBatches, Blocks
 from transformer_lib.trainer import LOG, Trainer, TrainingConfig
 
 KIND = os.environ.get("TRANSFORMER_LIB_TEST_DEVICE", "cuda")

@@ -20,6 +20,7 @@ import train_tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tiny import batches, model
+from transformer_lib.batches import BlockBatches, PairBatches
 
 from transformer_lib import trainer as module
 from transformer_lib.checkpoints import (
@@ -33,7 +34,6 @@ from transformer_lib.devices import provenance
 from transformer_lib.distributed import Worker
 from transformer_lib.losses import translation_loss
 from transformer_lib.optimization import SCHEDULES, MovingAverage, make_optimizer
-from transformer_lib.tokenizer import BlockBatches, PairBatches
 from transformer_lib.trainer import (
     LOG,
     NonFiniteLoss,

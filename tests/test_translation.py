@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformer_lib.batches import PairBatches
 
 from transformer_lib import __main__ as command
 from transformer_lib import translation
@@ -30,7 +31,7 @@ from transformer_lib.generation import greedy
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.multihead import recording
 from transformer_lib.recipes import RECIPES, export_model
-from transformer_lib.tokenizer import BEGIN, END, PairBatches, Tokenizer
+from transformer_lib.tokenizer import BEGIN, END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
 from transformer_lib.translation import PROTOCOLS, Score, Translator, record_scores, score
 

@@ -4,6 +4,9 @@ from . import (
     attention as attention,
 )
 from . import (
+    batches as batches,
+)
+from . import (
     beam_search as beam_search,
 )
 from . import (
@@ -93,6 +96,12 @@ from .attention import (
 from .attention import (
     tiled_attend as tiled_attend,
 )
+from .batches import (
+    BlockBatches as BlockBatches,
+)
+from .batches import (
+    PairBatches as PairBatches,
+)
 from .cpu import by_onednn as by_onednn
 from .cpu import packed as packed
 from .datasets import multi30k as multi30k
@@ -164,12 +173,6 @@ from .softmax import online_softmax as online_softmax
 from .speculative import speculative_sample as speculative_sample
 from .testing import check_attention as check_attention
 from .testing import check_model as check_model
-from .tokenizer import (
-    BlockBatches as BlockBatches,
-)
-from .tokenizer import (
-    PairBatches as PairBatches,
-)
 from .tokenizer import (
     Tokenizer as Tokenizer,
 )

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from .batches import PairBatches
 
 from .attention import padding_mask
 from .beam_search import beam_search
@@ -45,7 +46,7 @@ from .models import Transformer
 from .multihead import recording
 from .recipes import RECIPES, load_export
 from .shapes import import_extra
-from .tokenizer import BEGIN, END, PairBatches, Tokenizer, _texts
+from .tokenizer import BEGIN, END, Tokenizer, checked_texts
 from .trainer import LOG
 
 # %% ../chapters/4_generation/5_translation.ipynb #1657662a
@@ -110,7 +111,7 @@ class Translator:
             One text for each, in their order; of white space the empty text. What finds no end is
             cut off ten tokens beyond twice the longest source beside it.
         """
-        texts = [_plain(text) for text in _texts("Translator", texts)]
+        texts = [_plain(text) for text in checked_texts("Translator", texts)]
         sources, room = self.tokenizer.encode_all(texts), self.model.config.max_len
         for i, source in enumerate(sources):
             if len(source) >= room:
@@ -151,7 +152,7 @@ class Translator:
             The weights of cross-attention, averaged over heads; the tokens of the target and
             those of the source, each with the end.
         """
-        pair = [_plain(text) for text in _texts("alignment", [source, target])]
+        pair = [_plain(text) for text in checked_texts("alignment", [source, target])]
         n_layers = self.model.config.n_decoder_layers
         if not -n_layers <= layer < n_layers:
             must = f"layer must lie in {-n_layers} to {n_layers - 1}"
@@ -234,8 +235,8 @@ def score(
             tokens; "spacy-lower": spaCy's tokens, lower-cased; needs the package spacy.
         language: of both sides, "de" or "en", say; the last two protocols depend on it.
     """
-    hypotheses = list(_texts("score", hypotheses, "hypothesis"))
-    references = list(_texts("score", references, "reference"))
+    hypotheses = list(checked_texts("score", hypotheses, "hypothesis"))
+    references = list(checked_texts("score", references, "reference"))
     if not 0 < len(hypotheses) == len(references):
         raise ValueError(
             "score: there must be one reference for each hypothesis, "
