@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from notebooks import NOTEBOOKS
 
 from benchmarks import attention, gpu, language, peers
 from benchmarks.harness import Setting
@@ -34,6 +35,23 @@ def dry(tmp_path_factory):
     status, text = command(out, "--parts", ",".join(OTHERS), "--commit", "abc")
     assert status == 0, text
     return {path.stem.removeprefix("gpu-"): json.loads(path.read_text()) for path in out.iterdir()}
+
+
+def run_page(folder, topic, records):
+    """Run the code of a page in a folder with the committed records and these of a GPU."""
+    page = next(nb for nb in NOTEBOOKS if nb.topic == topic)
+    results, here = folder / "results", folder / "chapters" / "appendix"
+    here.mkdir(parents=True)
+    results.mkdir()
+    for path in (ROOT / "results").glob("*.json"):
+        if not path.name.startswith("gpu-"):
+            (results / path.name).symlink_to(path)
+    for name, record in records.items():
+        (results / f"gpu-{name}.json").write_text(json.dumps(record))
+    code = "\n".join(c.source for c in page.code if "%pip" not in c.source)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    run = [sys.executable, "-W", "error::FutureWarning", "-c", code]
+    return subprocess.run(run, cwd=here, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -87,6 +105,20 @@ def test_on_a_gpu_the_model_stands_for_us_without_what_helps_a_cpu():
     assert [one.role for one in small] == ["ours", "peer"]
     core = next(iter(attention.cases(eager)))
     assert gpu.as_on_a_gpu(core, eager) is core
+
+
+@busy
+@pytest.mark.slow
+@pytest.mark.plain
+def test_page_on_speed_runs_with_the_records_of_a_dry_run(tmp_path, dry):
+    done = run_page(tmp_path, "speed", dry)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.plain
+def test_page_on_speed_runs_without_records_of_a_gpu(tmp_path):
+    done = run_page(tmp_path, "speed", {})
+    assert done.returncode == 0, done.stderr
 
 
 @busy

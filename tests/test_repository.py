@@ -200,6 +200,20 @@ def test_readme_names_the_two_commands_and_ci_runs_them():
     assert {"book", "test"} <= commands((ROOT / ".ci" / "run").read_text())
 
 
+def test_contributing_describes_each_command_of_make_help():
+    shown = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    assert shown - {"help"} <= commands((ROOT / "CONTRIBUTING.md").read_text())
+
+
+def test_contributing_gives_a_reason_for_each_dependency():
+    rows = re.findall(r"^\|(.*)\|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    named = set(re.findall(r"[\w-]+", " ".join(row.split("|")[0] for row in rows).lower()))
+    extras = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
+    for text in [*PROJECT["dependencies"], *extras]:
+        name = Requirement(text).name.lower()
+        assert {name, name.replace("-", "_")} & named, f"{name} is not in CONTRIBUTING.md"
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda p: p.name
 )
