@@ -14,7 +14,7 @@ import torch
 from transformer_lib.batches import BlockBatches
 
 from benchmarks.__main__ import commit, hardware, versions, write
-from transformer_lib.cpu import by_onednn
+from transformer_lib.cpu import use_onednn
 from transformer_lib.datasets import stdlib_source
 from transformer_lib.losses import language_loss
 from transformer_lib.models import DecoderOnly, TransformerConfig
@@ -44,7 +44,7 @@ def train(place: str, seed: int, n_steps: int) -> dict[str, object]:
         validate_every=n_steps // 10, seed=seed,
     )  # fmt: skip
     validation = [held.make(rows) for rows in held.order(0)]
-    model, start = by_onednn(DecoderOnly(config)), time.perf_counter()
+    model, start = use_onednn(DecoderOnly(config)), time.perf_counter()
     trainer = Trainer(model, data, plan, loss=language_loss, validation=validation).fit()
     return {
         "place": place, "seed": seed, "validation_loss": trainer.best,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
 from benchmarks.language import LAYERS, Bare, D, H, config, logits_of
 from transformer_lib.cost import decoder_only_cost
-from transformer_lib.cpu import _PackedLinear, _replace, packed
+from transformer_lib.cpu import pack_for_decoding
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly
 
@@ -27,7 +27,7 @@ def generator_of(model: nn.Module) -> Generate:
 
 
 def by_ours(setting: Setting) -> tuple[nn.Module, Generate]:
-    model = packed(DecoderOnly(config(V, length=ALL)))
+    model = pack_for_decoding(DecoderOnly(config(V, length=ALL)))
     return model, generator_of(model)
 
 
@@ -116,8 +116,7 @@ def limit(prompt: Tensor, setting: Setting) -> Competitor:
     """Matrix multiplications for each new token, and attention to all keys so far."""
 
     def ready() -> Built:
-        bare = Bare(V).to(setting.device, setting.dtype).eval()
-        _replace(bare, _PackedLinear)  # the fastest layout
+        bare = pack_for_decoding(Bare(V).to(setting.device, setting.dtype))  # the fastest layout
         B, like = len(prompt), bare.output.weight
         first = torch.randn(B, PROMPT, D, device=like.device, dtype=like.dtype)
         stored = torch.randn(2, B, H, ALL, D // H, device=like.device, dtype=like.dtype)

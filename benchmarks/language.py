@@ -18,7 +18,7 @@ from benchmarks.peers import (
     training_step,
 )
 from transformer_lib.cost import decoder_only_cost
-from transformer_lib.cpu import by_onednn
+from transformer_lib.cpu import use_onednn
 from transformer_lib.models import DecoderOnly, TransformerConfig
 
 LAYERS, H, D, T, B = 6, 6, 384, 256, 8
@@ -159,7 +159,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         quick = "; ".join(filter(None, (QUICK, place)))
         found = [
             competitor(
-                "ours", lambda make=ours: by_onednn(make()), role="ours", note=quick,
+                "ours", lambda make=ours: use_onednn(make()), role="ours", note=quick,
                 loss=in_chunks, **same,
             ),
             competitor(CLEAR, ours, role="other", note=place, **same),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
 from benchmarks.peers import CLEAR, PlainAttention
-from transformer_lib.cpu import by_onednn
+from transformer_lib.cpu import use_onednn
 from transformer_lib.multihead import MultiHeadAttention
 
 D, H, B, T = 512, 8, 8, 256
@@ -108,10 +108,10 @@ def cases(setting: Setting) -> Iterator[Case]:
 
         def quick(make: Callable = clear) -> tuple[nn.Module, Call]:
             module, call = make()
-            return by_onednn(module), call
+            return use_onednn(module), call
 
         found = [
-            competitor("ours", quick, role="ours", note="by_onednn"),
+            competitor("ours", quick, role="ours", note="use_onednn"),
             competitor(CLEAR, clear, role="other"),
         ]
         for name, (way, note) in ways.items():

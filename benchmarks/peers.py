@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import Built, Setting, count_parameters
-from transformer_lib.cpu import by_onednn
+from transformer_lib.cpu import use_onednn
 from transformer_lib.losses import token_loss
 
-QUICK = "by_onednn, and token_loss"
+QUICK = "use_onednn, and token_loss"
 CLEAR = "ours, as torch multiplies"
 
 
@@ -137,7 +137,7 @@ def products_step(
     model: nn.Module, logits: Callable[[nn.Module], Tensor], setting: Setting
 ) -> Built:
     """The matrix multiplications alone, forward and backward, without loss and optimizer."""
-    running = setting.compiled(by_onednn(model))  # by oneDNN where it is faster
+    running = setting.compiled(use_onednn(model))  # by oneDNN where it is faster
 
     def run() -> None:
         with setting.autocast():

@@ -20,7 +20,7 @@ from benchmarks.peers import (
     training_step,
 )
 from transformer_lib.cost import cost
-from transformer_lib.cpu import by_onednn
+from transformer_lib.cpu import use_onednn
 from transformer_lib.models import Transformer, TransformerConfig
 
 V, D, H, WIDE, DEPTH, B, L = 8000, 256, 4, 1024, 3, 32, 32
@@ -189,7 +189,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         quick = "; ".join(filter(None, (QUICK, paper)))
         found = [
             competitor(
-                "ours", lambda make=ours: by_onednn(make()), call_ours, role="ours", note=quick,
+                "ours", lambda make=ours: use_onednn(make()), call_ours, role="ours", note=quick,
                 loss=in_chunks,
             ),
             competitor(CLEAR, ours, call_ours, role="other", note=paper),

@@ -1,6 +1,8 @@
-"""Models that use oneDNN, packed or not, compute and train as the originals do."""
+"""Models whose parts are replaced by faster ones answer and learn as the originals do."""
 
 import copy
+import math
+import pickle
 
 import pytest
 import torch
@@ -10,11 +12,11 @@ from torch import nn
 import transformer_lib.cpu as cpu
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import beam_search
-from transformer_lib.cpu import by_onednn, packed
+from transformer_lib.cpu import pack_for_decoding, use_onednn
 from transformer_lib.generation import greedy
 from transformer_lib.losses import token_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
-from transformer_lib.multihead import recording
+from transformer_lib.multihead import PartialLinear, recording
 
 V = 31
 SHORT = {"rtol": 1e-4, "atol": 1e-5}  # float32, sums in another order
@@ -62,7 +64,7 @@ def asked(monkeypatch):
 def test_onednn_matmul_and_gradients_equal_torch(shape, bias, asked):
     torch.manual_seed(0)
     plain = nn.Linear(5, 7, bias=bias)
-    ours = cpu._Linear(plain)
+    ours = cpu._replaced(plain, cpu._Linear)
     x = torch.randn(shape, requires_grad=True)
     inputs = [x, *plain.parameters()]
     outs = [linear(x) for linear in (ours, plain)]
@@ -79,7 +81,7 @@ def test_onednn_matmul_computes_only_the_needed_gradients(frozen, asked):
     torch.manual_seed(0)
     linear, x = nn.Linear(5, 7), torch.randn(3, 5, requires_grad=True)
     {"input": x, "weight": linear.weight, "bias": linear.bias}[frozen].requires_grad_(False)
-    cpu._Linear(linear)(x).sum().backward()
+    cpu._replaced(linear, cpu._Linear)(x).sum().backward()
     assert len(asked) == (3 if frozen == "bias" else 2)
     found = {"input": x.grad, "weight": linear.weight.grad, "bias": linear.bias.grad}
     assert [name for name, grad in found.items() if grad is None] == [frozen]
@@ -87,7 +89,7 @@ def test_onednn_matmul_computes_only_the_needed_gradients(frozen, asked):
 
 def test_onednn_matmul_leaves_other_dtypes_autocast_and_slices_to_torch(asked):
     linear = nn.Linear(5, 7)
-    ours, x = cpu._Linear(linear), torch.randn(3, 5)
+    ours, x = cpu._replaced(linear, cpu._Linear), torch.randn(3, 5)
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
     for dtype in (torch.float64, torch.bfloat16):
@@ -101,7 +103,7 @@ def test_onednn_matmul_leaves_other_dtypes_autocast_and_slices_to_torch(asked):
 
 @pytest.mark.plain
 def test_onednn_matmul_compiles_to_torchs(asked):
-    ours = cpu._Linear(nn.Linear(5, 7))
+    ours = cpu._replaced(nn.Linear(5, 7), cpu._Linear)
     compiled = torch.compile(ours, backend="eager", fullgraph=True)
     compiled(torch.randn(3, 5)).sum().backward()
     assert not asked and ours.weight.grad is not None
@@ -112,9 +114,9 @@ def test_onednn_matmul_compiles_to_torchs(asked):
 
 @pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
 @pytest.mark.parametrize("options", DESIGNS)
-def test_by_onednn_model_trains_equally(kind, options, monkeypatch):
+def test_use_onednn_model_trains_equally(kind, options, monkeypatch):
     plain = seeded(kind, **options)
-    ours = by_onednn(copy.deepcopy(plain))
+    ours = use_onednn(copy.deepcopy(plain))
     given = (ids(3, 9), ids(3, 8, seed=2)) if kind is Transformer else (ids(3, 8),)
     losses = []
     for model in (plain, ours):
@@ -128,10 +130,10 @@ def test_by_onednn_model_trains_equally(kind, options, monkeypatch):
         torch.testing.assert_close(p.grad, theirs.grad, rtol=1e-3, atol=atol, msg=name)
 
 
-def test_by_onednn_keeps_parameters_names_and_ties():
+def test_use_onednn_keeps_parameters_names_and_ties():
     model = seeded(Transformer)
     before, modes = dict(model.named_parameters()), [m.training for m in model.modules()]
-    assert by_onednn(model) is model
+    assert use_onednn(model) is model
     after = dict(model.named_parameters())
     assert list(before) == list(after) and all(before[n] is after[n] for n in before)
     assert model.output.weight is model.embedding.weight
@@ -148,7 +150,7 @@ def test_by_onednn_keeps_parameters_names_and_ties():
 @pytest.mark.parametrize("options", DESIGNS)
 def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded):
     model = seeded(DecoderOnly, **options)
-    ours, tokens = packed(model), ids(3, 10)
+    ours, tokens = pack_for_decoding(model), ids(3, 10)
     real = padding_mask(torch.tensor([10, 8, 5])).flip(-1) if padded else None
     caches = model.make_cache(10), ours.make_cache(10)
     with torch.no_grad():
@@ -166,8 +168,8 @@ def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded)
 
 @needs_onednn
 def test_packed_model_uses_the_fast_path_for_single_tokens_only(monkeypatch):
-    ours, steps, step = packed(seeded(DecoderOnly)), [], cpu._step
-    monkeypatch.setattr(cpu, "_step", lambda *rest: steps.append(1) or step(*rest))
+    ours, steps, step = pack_for_decoding(seeded(DecoderOnly)), [], cpu._attend_one
+    monkeypatch.setattr(cpu, "_attend_one", lambda *rest: steps.append(1) or step(*rest))
     with torch.no_grad():
         cache = ours.make_cache(9)
         ours(ids(2, 3), cache=cache)
@@ -182,7 +184,7 @@ def test_packed_model_uses_the_fast_path_for_single_tokens_only(monkeypatch):
 def test_packed_models_generate_what_the_originals_generate():
     for kind in (DecoderOnly, Transformer):
         model, source = seeded(kind, positions="rotary"), ids(4, 6)
-        ours = packed(model)
+        ours = pack_for_decoding(model)
         assert isinstance(ours, kind)
         for write in (greedy, beam_search):
             options = {"beam": 3} if write is beam_search else {}
@@ -195,7 +197,7 @@ def test_packed_models_generate_what_the_originals_generate():
 def test_packed_leaves_the_original_unchanged_and_needs_no_gradient():
     model = seeded(DecoderOnly).train()
     before = copy.deepcopy(model.state_dict())
-    ours = packed(model)
+    ours = pack_for_decoding(model)
     assert type(model) is DecoderOnly and model.training and not ours.training
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in ours.parameters())
@@ -206,15 +208,15 @@ def test_packed_leaves_the_original_unchanged_and_needs_no_gradient():
         assert torch.equal(value, before[name])
         assert value.data_ptr() != model.state_dict()[name].data_ptr()
     with torch.inference_mode():
-        made = packed(model)
+        made = pack_for_decoding(model)
         torch.testing.assert_close(made(ids(2, 3)), ours(ids(2, 3)), **SHORT)
 
 
 @needs_onednn
-def test_packed_packs_weights_once_and_again_after_a_change():
+def test_packed_linear_packs_weights_once_and_again_after_a_change():
     torch.manual_seed(0)
     linear = nn.Linear(5, 7).requires_grad_(False)
-    ours, x = cpu._PackedLinear(linear), torch.randn(2, 5)
+    ours, x = cpu._replaced(linear, cpu._PackedLinear), torch.randn(2, 5)
     seen = []
     with torch.no_grad():
         for change in (
@@ -238,14 +240,14 @@ def test_packed_packs_weights_once_and_again_after_a_change():
 def test_packed_does_not_pack_a_layer_that_trains(asked):
     torch.manual_seed(0)
     linear = nn.Linear(5, 7)
-    ours = cpu._PackedLinear(linear)
+    ours = cpu._replaced(linear, cpu._PackedLinear)
     ours(torch.randn(3, 5)).sum().backward()
     assert ours._packed is None and linear.weight.grad is not None
 
 
 def test_recording_works_with_a_packed_model():
     model = seeded(DecoderOnly)
-    ours, tokens, shown = packed(model), ids(2, 5), []
+    ours, tokens, shown = pack_for_decoding(model), ids(2, 5), []
     for each in (model, ours):
         cache = each.make_cache(5)
         with torch.no_grad(), recording(each) as seen:
@@ -256,9 +258,87 @@ def test_recording_works_with_a_packed_model():
     torch.testing.assert_close(shown[1], shown[0], **SHORT)
 
 
-@pytest.mark.bad_input
-def test_packed_refuses_what_is_not_a_model_or_packed_already():
-    with pytest.raises(ValueError, match="packed: model must be a Transformer or a DecoderOnly"):
-        packed(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="not packed, got _PackedDecoder"):
-        packed(packed(seeded(DecoderOnly)))
+def test_packed_models_can_be_copied_packed_again_and_pickled():
+    model, tokens = seeded(DecoderOnly, tie_embeddings=False), ids(2, 5)
+    ours = pack_for_decoding(model)
+    with torch.no_grad():
+        expected = ours(tokens)
+        for again in (
+            copy.deepcopy(ours), pack_for_decoding(ours), pickle.loads(pickle.dumps(ours)),
+        ):  # fmt: skip
+            torch.testing.assert_close(again(tokens), expected, rtol=0, atol=0)
+            again.output.weight.mul_(2)
+            torch.testing.assert_close(again(tokens), 2 * expected, **SHORT)
+            torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=0)
+
+
+def test_replaced_parts_keep_their_hooks_and_shared_parts_stay_shared():
+    shared, seen = nn.Linear(3, 3), []
+    shared.register_forward_hook(lambda *_: seen.append(1))
+    model = use_onednn(nn.Sequential(shared, nn.Dropout(0.1), shared).eval())
+    assert model[0] is model[2] and type(model[0]) is cpu._Linear
+    assert type(model[1]) is cpu._Dropout and not model[1].training
+    model(torch.ones(2, 3))
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_partial_linear_by_onednn_computes_the_rows_asked_for(bias, asked):
+    torch.manual_seed(0)
+    plain = PartialLinear(5, 7, bias=bias)
+    ours, x = cpu._replaced(plain, cpu._Linear), torch.randn(3, 5)
+    for rows in (None, (0, 7), (2, 5), (4, 4)):
+        start, end = rows or (0, 7)
+        torch.testing.assert_close(ours(x, rows), plain(x)[:, start:end], **SHORT)
+        torch.testing.assert_close(plain(x, rows), plain(x)[:, start:end], **SHORT)
+
+
+# dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_with_probability_p_at_every_place_of_a_word_independently(p):
+    n = 400_000
+    torch.manual_seed(0)
+    dropped = cpu._Dropout(p)(torch.ones(n, dtype=torch.float64)).eq(0).double().reshape(-1, 4)
+    bound = 5 * math.sqrt(p * (1 - p) / (n // 4))  # false alarm: 1 seed in a million
+    assert (dropped.mean(dim=0) - p).abs().max() < bound
+    together = (dropped[:, :3] * dropped[:, 1:]).mean(dim=0)  # p^2 if independent
+    assert (together - p**2).abs().max() < 5 * math.sqrt(p**2 * (1 - p**2) / (n // 4))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 1e-5, 1 - 1e-7])
+def test_dropout_scales_what_it_keeps_and_never_drops_all(p):
+    dropped = min(round(p * 65_536), 65_535) / 65_536
+    assert abs(dropped - p) < 2e-5
+    torch.manual_seed(0)
+    found = cpu._Dropout(p)(torch.full((500_000,), 3.0, dtype=torch.float64)).unique()
+    torch.testing.assert_close(found[-1].item(), 3 / (1 - dropped), rtol=1e-15, atol=0)
+    assert len(found) == 2 and found[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5, 2)])
+def test_dropout_keeps_shape_and_dtype_and_its_gradient_is_its_mask(shape, dtype):
+    drop, x = cpu._Dropout(0.5), torch.ones(shape, dtype=dtype).requires_grad_()
+    torch.manual_seed(1)
+    out = drop(x)
+    assert out.shape == shape and out.dtype == dtype and set(out.flatten().tolist()) <= {0, 2}
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], out.detach())
+    torch.manual_seed(1)
+    assert torch.equal(drop(x), out)
+
+
+def test_dropout_is_the_identity_in_evaluation_and_at_zero_and_drops_all_at_one():
+    x = torch.randn(1000)
+    assert cpu._Dropout(0.5).eval()(x) is x and torch.equal(cpu._Dropout(0.0)(x), x)
+    assert not cpu._Dropout(1.0)(torch.ones(2_000_000)).any()  # where 65,535 of 65,536 are too few
+
+
+@pytest.mark.plain
+def test_dropout_compiles_to_torchs_own():
+    drop, x = cpu._Dropout(0.3), torch.ones(1000)
+    torch.manual_seed(0)
+    compiled = torch.compile(drop, backend="eager", fullgraph=True)(x)
+    torch.manual_seed(0)
+    assert torch.equal(compiled, F.dropout(x, 0.3))

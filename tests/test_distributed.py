@@ -295,7 +295,7 @@ def test_a_state_of_another_model_is_refused():
     optimizer = adamw(model)
     take_steps(model, optimizer, 1)
     state = full_state(model, optimizer)
-    name = "decoder.0.feed_forward.inner.bias"
+    name = "decoder.0.feed_forward.up.bias"
     must = "names and shapes must be those of the model"
     for part, key, value in [
         ("model", name, state["model"][name][:1]),

@@ -12,7 +12,6 @@ from torch import nn
 from transformer_lib.attention import causal_mask, padding_mask
 from transformer_lib.layers import (
     DecoderLayer,
-    Dropout,
     EncoderLayer,
     FeedForward,
     LayerCache,
@@ -60,57 +59,6 @@ def n_parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# dropout
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_dropout_drops_with_probability_p_at_every_place_of_a_word_independently(p):
-    n = 400_000
-    torch.manual_seed(0)
-    dropped = Dropout(p)(torch.ones(n, dtype=torch.float64)).eq(0).double().reshape(-1, 4)
-    bound = 5 * math.sqrt(p * (1 - p) / (n // 4))  # false alarm: 1 seed in a million
-    assert (dropped.mean(dim=0) - p).abs().max() < bound
-    together = (dropped[:, :3] * dropped[:, 1:]).mean(dim=0)  # p^2 if independent
-    assert (together - p**2).abs().max() < 5 * math.sqrt(p**2 * (1 - p**2) / (n // 4))
-
-
-@pytest.mark.parametrize("p", [0.1, 0.3, 1e-5, 1 - 1e-7])
-def test_dropout_scales_what_it_keeps_and_never_drops_all(p):
-    dropped = min(round(p * 65_536), 65_535) / 65_536
-    assert abs(dropped - p) < 2e-5
-    torch.manual_seed(0)
-    found = Dropout(p)(torch.full((500_000,), 3.0, dtype=torch.float64)).unique()
-    torch.testing.assert_close(found[-1].item(), 3 / (1 - dropped), rtol=1e-15, atol=0)
-    assert len(found) == 2 and found[0] == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (7,), (3, 5, 2)])
-def test_dropout_keeps_shape_and_dtype_and_its_gradient_is_its_mask(shape, dtype):
-    drop, x = Dropout(0.5), torch.ones(shape, dtype=dtype).requires_grad_()
-    torch.manual_seed(1)
-    out = drop(x)
-    assert out.shape == shape and out.dtype == dtype and set(out.flatten().tolist()) <= {0, 2}
-    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], out.detach())
-    torch.manual_seed(1)
-    assert torch.equal(drop(x), out)
-
-
-def test_dropout_is_the_identity_in_evaluation_and_at_zero_and_drops_all_at_one():
-    x = normal(1000)
-    assert Dropout(0.5).eval()(x) is x and torch.equal(Dropout(0.0)(x), x)
-    assert not Dropout(1.0)(torch.ones(2_000_000)).any()  # where 65,535 of 65,536 are too few
-
-
-@pytest.mark.plain
-def test_dropout_compiles_to_torchs_own():
-    drop, x = Dropout(0.3), torch.ones(1000)
-    torch.manual_seed(0)
-    compiled = torch.compile(drop, backend="eager", fullgraph=True)(x)
-    torch.manual_seed(0)
-    assert torch.equal(compiled, F.dropout(x, 0.3))
-
-
 # feed-forward
 
 
@@ -123,13 +71,13 @@ def test_feed_forward_agrees_with_loops_over_positions_and_units(activation, bia
     for position, out in zip(x, feed(x), strict=True):
         hidden = []
         for unit in range(WIDE):
-            rows = (unit, WIDE + unit) if activation in GATED else (unit,)
-            found = [(feed.inner.weight[row] @ position).item() for row in rows]
+            parts = (feed.gate, feed.up) if activation in GATED else (feed.up,)
+            found = [(part.weight[unit] @ position).item() for part in parts]
             if bias:
-                found = [f + feed.inner.bias[i].item() for f, i in zip(found, rows, strict=True)]
+                found = [f + p.bias[unit].item() for f, p in zip(found, parts, strict=True)]
             hidden.append(bend(found[0]) * (found[1] if activation in GATED else 1))
-        expected = feed.outer.weight @ torch.tensor(hidden, dtype=torch.float64)
-        torch.testing.assert_close(out, expected + (feed.outer.bias if bias else 0))
+        expected = feed.down.weight @ torch.tensor(hidden, dtype=torch.float64)
+        torch.testing.assert_close(out, expected + (feed.down.bias if bias else 0))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -140,7 +88,7 @@ def test_feed_forward_is_not_a_matrix(activation):
 
     feed = scatter(FeedForward(D, WIDE, activation=activation))
     assert non_additivity(feed) > 0.1
-    assert non_additivity(lambda x: feed.outer(feed.inner(x)[..., :WIDE])) < 1e-12
+    assert non_additivity(lambda x: feed.down(feed.up(x))) < 1e-12
 
 
 def test_feed_forward_sees_one_position_at_a_time():
@@ -167,15 +115,15 @@ def test_feed_forward_has_as_many_parameters_as_the_formula(activation, bias):
 def test_feed_forward_draws_each_matrix_by_glorot_on_its_own_shape(activation):
     torch.manual_seed(0)
     feed, bound = FeedForward(101, 211, activation=activation), math.sqrt(6 / (101 + 211))
-    for weight in (*feed.inner.weight.split(211), feed.outer.weight):
-        assert 0.99 * bound < weight.abs().max() <= bound
-    assert not feed.inner.bias.any() and not feed.outer.bias.any()
+    for part in filter(None, (feed.gate, feed.up, feed.down)):
+        assert 0.99 * bound < part.weight.abs().max() <= bound
+        assert not part.bias.any()
 
 
 def test_feed_forward_drops_hidden_units_and_keeps_their_mean():
     n, p = 40_000, 5 / 16
     feed = FeedForward(1, n, dropout=p).train()
-    nn.init.ones_(feed.inner.weight)
+    nn.init.ones_(feed.up.weight)
     dropped = []
     feed.dropout.register_forward_hook(lambda module, given, out: dropped.append(out))
     torch.manual_seed(0)
@@ -264,10 +212,10 @@ def test_residual_drops_the_sublayer_output_and_not_the_stream(around):
 def test_layers_drop_each_sublayer_output_once_with_probability_dropout(kind, norm):
     n_positions, p = 1000, 0.1
     layer = kind(32, 2, 4, norm=norm, dropout=p).train()
-    names = [name for name, _ in layer.named_children() if name.startswith("around_")]
+    names = [name for name, _ in layer.named_children() if name.endswith("_residual")]
     for i, name in enumerate(names):  # each sublayer returns a constant, in a digit of its own
-        sublayer = getattr(layer, name.removeprefix("around_"))
-        out = sublayer.outer if name == "around_feed_forward" else sublayer.out_proj
+        sublayer = getattr(layer, name.removesuffix("_residual"))
+        out = sublayer.down if name == "feed_forward_residual" else sublayer.out_proj
         nn.init.zeros_(out.weight)
         nn.init.constant_(out.bias, (1 - p) * 10**i)
         getattr(layer, name).norm = nn.Identity()
@@ -292,10 +240,10 @@ def apply(norm, around, x, sublayer):
 @pytest.mark.parametrize("norm_type", ["layer", "rms"])
 def test_encoder_layer_equals_its_two_equations(norm, norm_type):
     layer, x = encoder(norm=norm, norm_type=norm_type), normal(B, T, D)
-    assert type(layer.around_attention.norm) is {"layer": nn.LayerNorm, "rms": RMSNorm}[norm_type]
+    assert type(layer.attention_residual.norm) is {"layer": nn.LayerNorm, "rms": RMSNorm}[norm_type]
     mask = torch.rand(B, H, T, T, generator=torch.Generator().manual_seed(1)) > 0.4
-    h = apply(norm, layer.around_attention, x, lambda y: layer.attention(y, mask=mask))
-    expected = apply(norm, layer.around_feed_forward, h, layer.feed_forward)
+    h = apply(norm, layer.attention_residual, x, lambda y: layer.attention(y, mask=mask))
+    expected = apply(norm, layer.feed_forward_residual, h, layer.feed_forward)
     torch.testing.assert_close(layer(x, mask), expected)
 
 
@@ -306,17 +254,17 @@ def test_decoder_layer_equals_its_three_equations(norm, norm_type):
     mask, memory_mask = padding_mask(torch.tensor([5, 3])), padding_mask(torch.tensor([7, 4]))
     h = apply(
         norm,
-        layer.around_self_attention,
+        layer.self_attention_residual,
         x,
         lambda y: layer.self_attention(y, mask=mask & causal_mask(T)),
     )
     h = apply(
         norm,
-        layer.around_cross_attention,
+        layer.cross_attention_residual,
         h,
         lambda y: layer.cross_attention(y, memory, mask=memory_mask),
     )
-    expected = apply(norm, layer.around_feed_forward, h, layer.feed_forward)
+    expected = apply(norm, layer.feed_forward_residual, h, layer.feed_forward)
     torch.testing.assert_close(layer(x, memory, mask, memory_mask), expected)
 
 
@@ -370,7 +318,7 @@ def test_from_torch_copies_every_dropout_the_mode_and_the_dtype(kind):
     layer.dropout.p, layer.dropout1.p, layer.norm2.eps = 0.3, 0.4, 0.5
     ours = (EncoderLayer if kind is nn.TransformerEncoderLayer else DecoderLayer).from_torch(layer)
     assert ours.training and all(p.dtype == torch.float32 for p in ours.parameters())
-    around = [part for name, part in ours.named_children() if name.startswith("around_")]
+    around = [part for name, part in ours.named_children() if name.endswith("_residual")]
     assert [part.dropout.p for part in around] == [0.4, 0.2, 0.2][: len(around)]
     assert [part.norm.eps for part in around] == [1e-5, 0.5, 1e-5][: len(around)]
     assert ours.feed_forward.dropout.p == 0.3
@@ -588,7 +536,7 @@ def test_twelve_layers_keep_positions_distinct_and_gradients_nonzero(norm):
     out = layers(x)
     assert (out - out.mean(1, keepdim=True)).norm() / out.norm() > 0.01  # pure attention: 1e-7
     (out * torch.randn_like(out)).sum().backward()
-    grads = [layer.feed_forward.outer.weight.grad.norm() for layer in layers]
+    grads = [layer.feed_forward.down.weight.grad.norm() for layer in layers]
     assert min(grads) / max(grads) > 1e-2
 
 
@@ -690,43 +638,38 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: FeedForward(3, 5, activation="tanh"), "'geglu'], got 'tanh'"),
+        (lambda: FeedForward(3, 5, activation="tanh"), "'geglu'), got 'tanh'"),
         (
             lambda: FeedForward(0, 5),
-            "FeedForward: d_model and d_ff must be at least 1, got 0 and 5",
+            "FeedForward: d_model must be an integer at least 1, got 0",
         ),
         (
             lambda: FeedForward(3, 0),
-            "FeedForward: d_model and d_ff must be at least 1, got 3 and 0",
+            "FeedForward: d_ff must be an integer at least 1, got 0",
         ),
-        (lambda: FeedForward(3, 5, dropout=1.0), "FeedForward: dropout must be in [0, 1), got 1.0"),
-        (
-            lambda: FeedForward(3, 5)(torch.zeros(2, 4)),
-            "FeedForward: the shape of x must end in d_model = 3, got (2, 4)",
-        ),
-        (lambda: FeedForward(3, 5)(torch.tensor(1.0)), "must end in d_model = 3, got ()"),
-        (lambda: RMSNorm(0), "RMSNorm: d_model must be at least 1 and eps at least 0, got 0"),
-        (lambda: RMSNorm(3, eps=-1.0), "got 3 and -1.0"),
-        (
-            lambda: RMSNorm(3)(torch.zeros(2, 4)),
-            "RMSNorm: the shape of x must end in d_model = 3, got (2, 4)",
-        ),
-        (lambda: RMSNorm(3)(torch.zeros(2, 1)), "must end in d_model = 3, got (2, 1)"),
-        (lambda: PostNorm(nn.Identity(), 1.5), "PostNorm: dropout must be in [0, 1), got 1.5"),
-        (lambda: PreNorm(nn.Identity(), -0.1), "PreNorm: dropout must be in [0, 1), got -0.1"),
+        (lambda: FeedForward(3, 5, dropout=1.0), "dropout must be a number in [0, 1), got 1.0"),
+        (lambda: RMSNorm(0), "RMSNorm: d_model must be an integer at least 1, got 0"),
+        (lambda: RMSNorm(3, eps=-1.0), "RMSNorm: eps must be a number at least 0, got -1.0"),
+        (lambda: PostNorm(nn.Identity(), 1.5), "PostNorm: dropout must be a number in [0, 1)"),
+        (lambda: PreNorm(nn.Identity(), -0.1), "PreNorm: dropout must be a number in [0, 1)"),
         (
             lambda: EncoderLayer(D, H, WIDE, norm="both"),
-            "EncoderLayer: norm must be one of ['post', 'pre'] and norm_type one of "
-            "['layer', 'rms'], got 'both' and 'layer'",
+            "EncoderLayer: norm must be one of ('post', 'pre'), got 'both'",
         ),
-        (lambda: DecoderLayer(D, H, WIDE, norm_type="batch"), "got 'post' and 'batch'"),
-        (lambda: EncoderLayer(D, H, WIDE, dropout=1.0), "dropout must be in [0, 1), got 1.0"),
-        (lambda: EncoderLayer(D, H, WIDE, attention_dropout=-1.0), "in [0, 1), got -1.0"),
-        (lambda: EncoderLayer(D, 5, WIDE), "n_heads must divide d_model, got d_model=12"),
-        (lambda: EncoderLayer(D, H, -2), "at least 1, got 12 and -2"),
         (
-            lambda: EncoderLayer(D, H, WIDE, norm="pre")(torch.zeros(B, T, 11)),
-            "EncoderLayer: x must have shape (batch, length, d_model = 12), got (2, 5, 11)",
+            lambda: DecoderLayer(D, H, WIDE, norm_type="batch"),
+            "DecoderLayer: norm_type must be one of ('layer', 'rms'), got 'batch'",
+        ),
+        (lambda: EncoderLayer(D, H, WIDE, dropout=1.0), "must be a number in [0, 1), got 1.0"),
+        (lambda: EncoderLayer(D, H, WIDE, attention_dropout=-1.0), "in [0, 1), got -1.0"),
+        (
+            lambda: EncoderLayer(D, 5, WIDE),
+            "n_heads must divide d_model, and n_kv_heads must divide n_heads, got d_model=12",
+        ),
+        (lambda: EncoderLayer(D, H, -2), "d_ff must be an integer at least 1, got -2"),
+        (
+            lambda: EncoderLayer(D, H, WIDE)(torch.zeros(B, T, 11)),
+            "MultiHeadAttention: query must have shape (B, T, D) with D = 12, got (2, 5, 11)",
         ),
         (lambda: EncoderLayer(D, H, WIDE)(torch.zeros(T, D)), "got (5, 12)"),
         (
@@ -741,12 +684,11 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
         ),
         (
             lambda: DecoderLayer(D, H, WIDE)(torch.zeros(B, T, D), torch.zeros(B, S, 11)),
-            "DecoderLayer: x and memory must have shape (batch, length, d_model = 12), "
-            "the same batch, got (2, 5, 12) and (2, 7, 11)",
+            "MultiHeadAttention: key must have shape (B, S, D) with D = 12, got (2, 7, 11)",
         ),
         (
             lambda: DecoderLayer(D, H, WIDE)(torch.zeros(B, T, D), torch.zeros(1, S, D)),
-            "the same batch, got (2, 5, 12) and (1, 7, 12)",
+            "key must have shape (B, S, D) with B = 2, got (1, 7, 12)",
         ),
         (
             lambda: EncoderLayer.from_torch(TORCH_DECODER),
@@ -774,3 +716,40 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
 def test_layers_refuse_bad_input_with_both_numbers(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("width", [1, D - 1])
+@pytest.mark.parametrize(
+    "module",
+    [
+        FeedForward(D, WIDE), RMSNorm(D), EncoderLayer(D, H, WIDE, norm="pre"),
+        EncoderLayer(D, H, WIDE, norm="pre", norm_type="rms"),
+    ],
+)  # fmt: skip
+def test_inputs_of_another_width_are_refused_by_torch_where_nothing_else_does(module, width):
+    with pytest.raises(RuntimeError, match="shape"):
+        module(torch.zeros(B, T, width))
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+@pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
+def test_layers_load_weights_that_were_saved_under_the_older_names(kind, activation):
+    layer = scatter(kind(D, H, WIDE, activation=activation))
+    state = layer.state_dict()
+    if activation == "swiglu":
+        for part in ("weight", "bias"):
+            gate, up = (state.pop(f"feed_forward.{name}.{part}") for name in ("gate", "up"))
+            state[f"feed_forward.inner.{part}"] = torch.cat([gate, up])
+    old = {}
+    for name, value in state.items():
+        head, *rest = name.split(".")
+        if head.endswith("_residual"):
+            head = f"around_{head.removesuffix('_residual')}"
+        name = ".".join([head, *rest]).replace("forward.up", "forward.inner")
+        old[name.replace("forward.down", "forward.outer")] = value
+    assert not set(old) & {name for name in layer.state_dict() if "residual" in name}
+    ours = kind(D, H, WIDE, activation=activation).double()
+    ours.load_state_dict(old)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)

@@ -11,7 +11,9 @@ from transformer_lib.shapes import (
     import_extra,
     require_indices,
     require_integers,
+    require_mask,
     require_range,
+    require_same_type,
     require_shapes,
 )
 
@@ -163,3 +165,61 @@ def test_import_extra_says_how_to_install_a_missing_package(monkeypatch):
     message = str(refusal.value)
     assert message.startswith("seaborn is part of the extra 'chapters': pip install \"executable-")
     assert "-transformer[chapters] @ git+https://github.com/" in message
+
+
+def test_require_same_type_accepts_what_matches_and_skips_none():
+    require_same_type("f", query, key=key, value=None)
+    require_same_type("f", query.to("meta"), key=key.to("meta"))
+
+
+def test_require_same_type_names_the_first_that_differs():
+    for x, must, got in (
+        (key.double(), "torch.float32", "torch.float64"),
+        (key.long(), "torch.float32", "torch.int64"),
+        (key.to("meta"), "on cpu", "meta"),
+        (key.double().to("meta"), "on cpu", "meta"),
+    ):
+        message = refused(require_same_type, "attend", query, value=value, key=x)
+        assert message == f"attend: key must be {must}, got {got}"
+    message = refused(require_same_type, "f", query.to("meta"), key=key.to("meta").double())
+    assert message == "f: key must be torch.float32, got torch.float64"
+
+
+def test_require_same_type_lets_autocast_cast_floating_point_numbers_alone():
+    with torch.autocast("cpu", torch.bfloat16):
+        require_same_type("f", query, key=key.bfloat16())
+        assert "must be torch.float32" in refused(require_same_type, "f", query, key=key.long())
+        assert "must be on cpu" in refused(require_same_type, "f", query, key=key.to("meta"))
+
+
+def test_require_mask_accepts_each_axis_of_its_size_or_one_but_the_last():
+    for shape in ((T, S), (B, H, T, S), (1, H, T, S), (B, 1, T, S), (B, H, 1, S), (1, 1, 1, S)):
+        ones = torch.ones(shape)
+        require_mask("f", query, S, ones.bool(), ones)
+    require_mask("f", query, S, None)
+
+
+def test_require_mask_refuses_other_shapes_dtypes_and_devices():
+    wrong = [(S,), (T, 1), (1, S), (H, T, S), (B, H, T, 1), (B, 2, T, S), (1, B, H, T, S), (S, T)]
+    for shape in wrong:
+        ones = torch.ones(shape)
+        for name, given in (("mask", (ones.bool(), None)), ("bias", (None, ones))):
+            assert refused(require_mask, "attend", query, S, *given) == (
+                f"attend: {name} must have shape {(T, S)}, or that of the scores {(B, H, T, S)} "
+                f"with any axis but the last of size 1, got {shape}"
+            )
+    good = torch.ones(T, S)
+    message = refused(require_mask, "f", query, S, good)
+    assert message == "f: mask must be boolean, True = may attend, got torch.float32"
+    message = refused(require_mask, "f", query, S, None, good.bool())
+    assert message == "f: bias must be floating-point, got torch.bool"
+    for given in ((good.bool().to("meta"), None), (None, good.to("meta"))):
+        assert "must be on cpu, got meta" in refused(require_mask, "f", query, S, *given)
+
+
+def test_require_indices_checks_type_and_rank_before_values():
+    for x, got in ((torch.zeros(2, 2), "torch.float32"), (torch.zeros(2).long(), "torch.int64")):
+        message = refused(require_indices, "f", 5, "B T", tokens=x)
+        assert message == (
+            f"f: tokens must be int32 or int64 of shape (B, T), got {got} of shape {tuple(x.shape)}"
+        )

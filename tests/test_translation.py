@@ -353,7 +353,7 @@ def test_a_pickle_is_refused_and_not_executed(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     "change, part",
     [
-        (lambda w: w.pop("encoder.0.feed_forward.inner.weight"), "encoder.0.feed_forward.inner"),
+        (lambda w: w.pop("encoder.0.feed_forward.up.weight"), "encoder.0.feed_forward.up"),
         (lambda w: w.update(extra=torch.zeros(1)), "extra"),
         (lambda w: w.update({"embedding.weight": torch.zeros(2, 2)}), "embedding.weight"),
         (lambda w: w.pop("embedding.weight"), "embedding.weight"),

@@ -102,8 +102,8 @@ from .batches import (
 from .batches import (
     PairBatches as PairBatches,
 )
-from .cpu import by_onednn as by_onednn
-from .cpu import packed as packed
+from .cpu import pack_for_decoding as pack_for_decoding
+from .cpu import use_onednn as use_onednn
 from .datasets import multi30k as multi30k
 from .datasets import number_names as number_names
 from .generation import greedy as greedy

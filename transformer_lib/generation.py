@@ -135,7 +135,7 @@ class SourceDecoder:
     def crop(self, n: int) -> None:
         """Remove the last n tokens of each row from the cache."""
         for layer in self.cache:
-            layer.self_attention.cut(layer.self_attention.length - n)
+            layer.self_attention.crop(layer.self_attention.length - n)
 
 # %% ../chapters/4_generation/1_generation.ipynb #49a7273d
 class PromptDecoder:
@@ -172,7 +172,7 @@ class PromptDecoder:
     def crop(self, n: int) -> None:
         """Remove the last n tokens of each row from the cache."""
         for layer in self.cache:
-            layer.cut(layer.length - n)
+            layer.crop(layer.length - n)
 
 
 def incremental_decoder(

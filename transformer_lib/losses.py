@@ -16,32 +16,33 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batches import Batch, Blocks
+from .shapes import require_indices, require_range, require_shapes
 from .tokenizer import PAD
 
 # %% ../chapters/3_training/3_losses.ipynb #0cd2c7dc
 class _TokenLoss(torch.autograd.Function):
-    """Summed cross-entropy of which only a strip of shares exists at a time."""
+    """Summed cross-entropy that holds the probabilities of one chunk of rows at a time."""
 
     @staticmethod
-    def strips(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Cut the logits, and what belongs to their rows, into strips of a few megabytes."""
+    def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut the logits, and what belongs to their rows, into chunks of a few megabytes."""
         n_rows, vocab_size = tensors[0].shape
         on_cpu = tensors[0].device.type == "cpu"
-        strip = max(1, 2**19 // max(1, vocab_size) if on_cpu else n_rows)
-        return zip(*(x.split(strip) for x in tensors), strict=True)
+        chunk = max(1, 2**19 // max(1, vocab_size) if on_cpu else n_rows)
+        return zip(*(x.split(chunk) for x in tensors), strict=True)
 
     @staticmethod
     def forward(ctx, logits, labels, counted, smoothing):
         ctx.save_for_backward(logits, labels, counted)
         ctx.smoothing = smoothing
-        wide = torch.promote_types(logits.dtype, torch.float32)  # long sums need the digits
+        wide = torch.promote_types(logits.dtype, torch.float32)  # accumulate in float32
         loss = torch.zeros((), dtype=wide, device=logits.device)
-        for z, label, counts in _TokenLoss.strips(logits, labels, counted):
-            log_shares = z.to(wide).log_softmax(dim=-1)
-            surprise = -log_shares.gather(-1, label[:, None])[:, 0]
+        for z, label, counts in _TokenLoss.chunks(logits, labels, counted):
+            log_p = z.to(wide).log_softmax(dim=-1)
+            losses = -log_p.gather(-1, label[:, None])[:, 0]
             if smoothing:
-                surprise = (1 - smoothing) * surprise - smoothing * log_shares.mean(dim=-1)
-            loss = loss + surprise.where(counts, 0).sum()
+                losses = (1 - smoothing) * losses - smoothing * log_p.mean(dim=-1)
+            loss = loss + losses.where(counts, 0).sum()
         return loss
 
     @staticmethod
@@ -49,13 +50,14 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx, grad_loss):
         logits, labels, counted = ctx.saved_tensors
         grad = torch.empty_like(logits)
-        pull = (grad_loss * counted)[:, None]
-        for z, label, by, out in _TokenLoss.strips(logits, labels, pull, grad):
-            gap = z.to(pull.dtype).softmax(dim=-1)  # believed, ...
+        weight = (grad_loss * counted)[:, None]
+        for z, label, by, out in _TokenLoss.chunks(logits, labels, weight, grad):
+            error = z.to(weight.dtype).softmax(dim=-1)  # predicted ...
             if ctx.smoothing:
-                gap -= ctx.smoothing / gap.shape[-1]
-            gap.scatter_add_(-1, label[:, None], gap.new_full((len(gap), 1), ctx.smoothing - 1))
-            out.copy_(gap.mul_(by))  # ... minus asked for
+                error -= ctx.smoothing / error.shape[-1]
+            label_mass = error.new_full((len(error), 1), 1 - ctx.smoothing)
+            error.scatter_add_(-1, label[:, None], -label_mass)
+            out.copy_(error.mul_(by))  # ... minus target
         return grad, None, None, None
 
 # %% ../chapters/3_training/3_losses.ipynb #9f0e3904
@@ -63,57 +65,46 @@ def token_loss(
     logits: Float[Tensor, "*batch V"],
     labels: Int[Tensor, "*batch"],
     *,
-    smoothing: float = 0.0,
+    label_smoothing: float = 0.0,
     padding: int | None = PAD,
 ) -> Float[Tensor, ""]:
     """Sum the cross-entropy, in nats, over every label that is not padding.
 
-    With smoothing e the target gives 1 - e to the label and e / V to every token, the label
-    included: Szegedy et al. (2016), Section 7. A sum, because only who knows all parts of a
-    batch can divide by its number of tokens. Half-precision logits are summed in float32. Not
-    twice differentiable.
+    With label smoothing e the target gives 1 - e to the label and e / V to every token, the label
+    included: Szegedy et al. (2016), Section 7. Returns a sum: only the caller knows the token
+    count of a batch that was split. Half-precision logits are summed in float32. Not twice
+    differentiable.
 
     Args:
-        smoothing: e, at least 0 and below 1; Vaswani et al. (2017), Section 5.4, take 0.1.
+        label_smoothing: e, at least 0 and below 1; Vaswani et al. (2017), Section 5.4, take 0.1.
         padding: the label that counts nothing; None means that all count.
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"token_loss: smoothing must be at least 0 and below 1, got {smoothing}")
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            "token_loss: logits must have the shape of labels and one dimension more, "
-            f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_labels(labels, logits.shape[-1], padding)
-    logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long()
-    if torch.compiler.is_compiling():
-        return F.cross_entropy(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            labels,
-            ignore_index=-100 if padding is None else padding,
-            label_smoothing=smoothing,
-            reduction="sum",
-        )
+    require_range("token_loss", "[0, 1)", label_smoothing=label_smoothing)
+    require_shapes("token_loss", logits=(logits, "... V"), labels=(labels, "..."))
+    vocab_size = logits.shape[-1]
     counted = torch.ones_like(labels, dtype=torch.bool) if padding is None else labels != padding
-    return _TokenLoss.apply(logits, labels.where(counted, 0), counted, smoothing)
-
-
-def _check_labels(labels: Tensor, vocab_size: int, padding: int | None) -> None:
-    counted = labels if padding is None else labels[labels != padding]
-    if counted.numel():
-        low, high = (int(label) for label in counted.aminmax())
-        if low < 0 or high >= vocab_size:
-            must = f"labels must lie in 0 to V - 1 = {vocab_size - 1}"
-            raise ValueError(f"token_loss: {must}, got {low} to {high}")
+    known = labels.where(counted, 0)
+    require_indices("token_loss", vocab_size, labels=known)
+    logits = logits.reshape(-1, vocab_size)
+    if torch.compiler.is_compiling():
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        targets = labels.where(counted, -100).reshape(-1).long()
+        return F.cross_entropy(wide, targets, label_smoothing=label_smoothing, reduction="sum")
+    known, counted = known.reshape(-1).long(), counted.reshape(-1)
+    return _TokenLoss.apply(logits, known, counted, label_smoothing)
 
 # %% ../chapters/3_training/3_losses.ipynb #2e459a97
-def translation_loss(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Float[Tensor, ""]:
+def translation_loss(
+    model: nn.Module, batch: Batch, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Sum the loss of an encoder-decoder over the target tokens of a batch, in nats."""
     logits = model(batch.source, batch.inputs, source_mask=batch.source_mask)
-    return token_loss(logits, batch.labels, smoothing=smoothing)
+    return token_loss(logits, batch.labels, label_smoothing=label_smoothing)
 
 
-def language_loss(model: nn.Module, batch: Blocks, smoothing: float = 0.0) -> Float[Tensor, ""]:
+def language_loss(
+    model: nn.Module, batch: Blocks, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Sum the loss of a model that predicts each next token of a text, in nats."""
-    return token_loss(model(batch.inputs), batch.labels, smoothing=smoothing, padding=None)
+    logits = model(batch.inputs)
+    return token_loss(logits, batch.labels, label_smoothing=label_smoothing, padding=None)

@@ -19,11 +19,10 @@ from . import positions as _positions
 from .attention import causal_mask
 from transformer_lib.layers import (
     DecoderLayer,
-    Dropout,
     EncoderLayer,
     LayerCache,
     RMSNorm,
-    _torch_options,
+    torch_options,
 )
 from .multihead import KVCache
 from transformer_lib.shapes import (
@@ -152,7 +151,7 @@ class _TokenModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.scale = math.sqrt(config.d_model)  # of token vectors, Section 3.4
         self.positions = None if table is None else table(config.max_len, config.d_model)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def _stack(self, layer: type, depth: int, both: bool) -> nn.ModuleList:
         """Make depth layers that share one scheme of positions; both: for keys that come later."""
@@ -220,7 +219,8 @@ class Transformer(_TokenModel):
         self, source: Int[Tensor, "B S"], source_mask: _Mask = None
     ) -> Float[Tensor, "B S D"]:
         """Read the source into one vector per token."""
-        require_dtype("Transformer", "boolean", _MASK_AXES, source_mask=source_mask)
+        if source_mask is not None:
+            require_dtype("Transformer", "boolean", _MASK_AXES, source_mask=source_mask)
         x = self._embed("source", source)
         for layer in self.encoder:
             x = layer(x, source_mask)
@@ -282,7 +282,7 @@ class Transformer(_TokenModel):
         kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
         names = [type(layer).__name__ for layer in layers]
         require(all(type(layer) in kinds for layer in layers), "layers must be torch's own", names)
-        told = [_torch_options(layer) for layer in layers]
+        told = [torch_options(layer) for layer in layers]
         told += [told[0] | {"final_norm": stack.norm is not None} for stack in stacks]
         alike = all(other == told[0] for other in told[:-2]) and told[-2] == told[-1]
         require(alike, "layers must be alike, and both stacks or neither end in a norm", told)
@@ -321,7 +321,8 @@ class DecoderOnly(_TokenModel):
             self._start_as_gpt2()
         elif config.tie_embeddings:  # a token's own logit must not exceed the others by far
             top: Any = self.decoder[-1]
-            norm: Any = self.decoder_norm if config.has_final_norm else top.around_feed_forward.norm
+            last: Any = self.decoder_norm
+            norm = last if config.has_final_norm else top.feed_forward_residual.norm
             nn.init.constant_(norm.weight, min(1.0, 4 / math.sqrt(config.d_model)))
 
     def _start_as_gpt2(self, std: float = 0.02) -> None:
@@ -335,7 +336,7 @@ class DecoderOnly(_TokenModel):
                 nn.init.normal_(module.weight, std=std)
         layers: list[Any] = list(self.decoder)
         for layer in layers:
-            for last in (layer.attention.out_proj, layer.feed_forward.outer):
+            for last in (layer.attention.out_proj, layer.feed_forward.down):
                 nn.init.normal_(last.weight, std=std / math.sqrt(2 * config.n_decoder_layers))
 
     def forward(

@@ -81,7 +81,8 @@ class _PositionTable(nn.Module):
     def forward(self, x: Float[Tensor, "*B T D"], first: int = 0) -> Float[Tensor, "*B T D"]:
         """Mark x as standing at positions first, first + 1, ...; past max_len is a ValueError."""
         name, (max_len, d_model) = type(self).__name__, self.table.shape
-        require_shapes(name, x=(x, f"... T D={d_model}"))
+        if x.dim() < 2 or x.shape[-1] != d_model:
+            require_shapes(name, x=(x, f"... T D={d_model}"))
         end = first + x.shape[-2]
         if first < 0 or end > max_len:
             raise ValueError(

@@ -5,7 +5,7 @@ how the library refuses tensors that do not fit, in a sentence you can act on.""
 
 # %% auto #0
 __all__ = ['require_shapes', 'require_range', 'require_integers', 'require_choice', 'require_types', 'require_dtype',
-           'require_indices', 'import_extra']
+           'require_indices', 'require_same_type', 'require_mask', 'import_extra']
 
 # %% ../chapters/appendix/a_shapes.ipynb #a004672d
 from collections.abc import Iterable
@@ -166,14 +166,64 @@ def require_indices(function: str, n: int, axes: str = "...", **inputs: Tensor) 
     Raises:
         ValueError: for the first tensor of another type, or that holds another index.
     """
-    require_dtype(function, "int32 or int64", axes, **inputs)
     for name, tensor in inputs.items():
+        fits = axes == "..." or tensor.dim() == axes.count(" ") + 1
+        if not fits or tensor.dtype not in _DTYPES["int32 or int64"]:
+            require_dtype(function, "int32 or int64", axes, **{name: tensor})
         if tensor.device.type == "cpu" and tensor.numel() and not torch.compiler.is_compiling():
             low, high = map(int, tensor.aminmax())
             if low < 0 or high >= n:
                 raise ValueError(
                     f"{function}: {name} must lie between 0 and {n - 1}, got {low} to {high}"
                 )
+
+def require_same_type(function: str, like: Tensor, **inputs: Tensor | None) -> None:
+    """Check that tensors have the dtype and the device of another one. None is skipped.
+
+    Where autocast is on, which casts them, floating-point dtypes may differ.
+
+    Raises:
+        ValueError: for the first tensor of another dtype or on another device.
+    """
+    for name, x in inputs.items():
+        if x is None or (x.dtype == like.dtype and x.device == like.device):
+            continue
+        if x.device != like.device:
+            raise ValueError(f"{function}: {name} must be on {like.device}, got {x.device}")
+        kind = x.device.type
+        if not x.is_floating_point() or kind == "meta" or not torch.is_autocast_enabled(kind):
+            raise ValueError(f"{function}: {name} must be {like.dtype}, got {x.dtype}")
+
+
+def require_mask(
+    function: str, query: Tensor, n_keys: int, mask: Tensor | None, bias: Tensor | None = None
+) -> None:
+    """Check that a mask, and a bias, fit the scores (..., T, S) of a query (..., T, K).
+
+    Raises:
+        ValueError: unless the shape is (T, S), or that of the scores with any axis but the last
+            of size 1; if a mask is not boolean, a bias not floating-point, or either is on
+            another device than the query.
+    """
+    for name, x in (("mask", mask), ("bias", bias)):
+        if x is None:
+            continue
+        if x.device != query.device:
+            raise ValueError(f"{function}: {name} must be on {query.device}, got {x.device}")
+        if x is mask and x.dtype != torch.bool:
+            raise ValueError(f"{function}: mask must be boolean, True = may attend, got {x.dtype}")
+        if x is bias and not x.is_floating_point():
+            raise ValueError(f"{function}: bias must be floating-point, got {x.dtype}")
+        scores, shape = (*query.shape[:-1], n_keys), tuple(x.shape)
+        if shape != scores[-2:] and not (
+            len(shape) == len(scores)
+            and shape[-1] == n_keys
+            and all(n in (1, size) for n, size in zip(shape, scores, strict=True))
+        ):
+            raise ValueError(
+                f"{function}: {name} must have shape {scores[-2:]}, or that of the scores {scores} "
+                f"with any axis but the last of size 1, got {shape}"
+            )
 
 # %% ../chapters/appendix/a_shapes.ipynb #78ae545c
 def import_extra(package: str) -> Any:

@@ -16,7 +16,11 @@ MUTANTS = [
         "(keys < lengths[:, None])[:, None, None, :]",
         "(keys >= lengths[:, None])[:, None, None, :]",
     ),
-    ("padding off by one", "(keys < lengths[:, None])", "(keys <= lengths[:, None])"),
+    (
+        "padding off by one",
+        "(keys < lengths[:, None])",
+        "(keys <= lengths[:, None])",
+    ),
     (
         "causal forgets the mask",
         "return earlier if mask is None else mask & earlier",
@@ -54,10 +58,14 @@ MUTANTS = [
     ),
     (
         "fused path forgets scale",
-        '{"scale": scale, "dropout_p": dropout}',
-        '{"dropout_p": dropout}',
+        "attn_mask=visible, scale=scale, dropout_p=dropout)",
+        "attn_mask=visible, dropout_p=dropout)",
     ),
-    ("fused path forgets dropout", '{"scale": scale, "dropout_p": dropout}', '{"scale": scale}'),
+    (
+        "fused path forgets dropout",
+        "attn_mask=visible, scale=scale, dropout_p=dropout)",
+        "attn_mask=visible, scale=scale)",
+    ),
     (
         "no scale in the tiles",
         "scores = query @ keys.mT / scale",
@@ -68,12 +76,20 @@ MUTANTS = [
         "scores.masked_fill(~mask[..., place], -math.inf)",
         "scores.masked_fill(mask[..., place], -math.inf)",
     ),
-    ("tiles leak one position", "device=query.device) > own", "device=query.device) > own + 1"),
-    ("running sum not rescaled", "total = total * rescale + shares", "total = total + shares"),
+    (
+        "tiles leak one position",
+        "device=query.device) > own",
+        "device=query.device) > own + 1",
+    ),
+    (
+        "running sum not rescaled",
+        "total = total * rescale + weights",
+        "total = total + weights",
+    ),
     (
         "running output not rescaled",
-        "output = output * rescale + shares",
-        "output = output + shares",
+        "output = output * rescale + weights",
+        "output = output + weights",
     ),
     (
         "running maximum not kept",
@@ -85,8 +101,16 @@ MUTANTS = [
         "output = output / total.masked_fill(nothing, 1.0)",
         "output = output / total",
     ),
-    ("backward forgets the pull", "(grad @ values.mT - pull)", "(grad @ values.mT)"),
-    ("backward forgets the scale", "- pull) / math.sqrt(max(q.shape[-1], 1))", "- pull)"),
+    (
+        "backward forgets the pull",
+        "(grad @ values.mT - pull)",
+        "(grad @ values.mT)",
+    ),
+    (
+        "backward forgets the scale",
+        "- pull) / math.sqrt(max(q.shape[-1], 1))",
+        "- pull)",
+    ),
     (
         "backward keeps one block for queries",
         "grad_query += grad_scores @ keys",
@@ -94,46 +118,91 @@ MUTANTS = [
     ),
     (
         "half precision sums in half",
-        "torch.promote_types(query.dtype, torch.float32)  # long sums need the digits\n        q =",
+        "torch.promote_types(query.dtype, torch.float32)  # accumulate in float32\n        q =",
         "query.dtype\n        q =",
     ),
-    ("key axis of a mask may be 1", "and given.shape[-1] == scores[-1]", ""),
     (
         "few: half precision sums in half",
-        "torch.promote_types(query.dtype, torch.float32)  # long sums need the digits\n    scores",
-        "query.dtype\n    scores",
+        "torch.promote_types(query.dtype, torch.float32)  # accumulate in float32\n    scale =",
+        "query.dtype\n    scale =",
     ),
-    ("few: scale forgotten", ", scale=scale)\n    n_queries", ")\n    n_queries"),
+    (
+        "few: scale forgotten",
+        "if scale is None else scale\n    scores = (query",
+        "\n    scores = (query",
+    ),
     (
         "few: weights are not dropped",
         "    weights = F.dropout(weights, dropout) if dropout else weights\n    mixed",
         "    mixed",
     ),
-    ("few: empty rows are NaN", "~(visible | empty)", "~visible"),
-    ("few: no row is ever empty", "empty if empty.any() else None", "None"),
+    (
+        "few: empty rows are NaN",
+        "~(visible | empty)",
+        "~visible",
+    ),
+    (
+        "few: no row is ever empty",
+        "empty if empty.any() else None",
+        "None",
+    ),
     (
         "few: the causal one off by one",
         "triu_(n_keys - n_queries + 1)",
         "triu_(n_keys - n_queries)",
     ),
-    ("few: aligned at the first", "triu_(n_keys - n_queries + 1)", "triu_(1)"),
+    (
+        "few: aligned at the first",
+        "triu_(n_keys - n_queries + 1)",
+        "triu_(1)",
+    ),
     (
         "few: causal hides the mask",
         "if causal and mask is None and n_queries <= n_keys:",
         "if causal and n_queries <= n_keys:",
     ),
-    ("few: more queries than keys", "mask is None and n_queries <= n_keys:", "mask is None:"),
+    (
+        "few: more queries than keys",
+        "mask is None and n_queries <= n_keys:",
+        "mask is None:",
+    ),
     (
         "few: causal alone is forgotten",
         "    elif causal or mask is not None:",
         "    elif mask is not None:",
     ),
-    ("few: empty rows see everything", "mixed.masked_fill(nothing, 0.0)", "mixed"),
-    ("few: hidden keys are seen", ".masked_fill_(hidden, -math.inf)", ""),
-    ("few: too many", "n_queries * n_keys <= _FEW", "n_queries <= _FEW"),
-    ("few: nearly too many", "n_queries * n_keys <= _FEW", "n_queries * n_keys < _FEW"),
-    ("few: one query", "1 < n_queries and ", ""),
-    ("few: the bias is forgotten", "if few and bias is None and", "if few and"),
+    (
+        "few: empty rows see everything",
+        "value.to(wide)).to(query.dtype)\n"
+        "    return mixed if nothing is None else mixed.masked_fill(nothing, "
+        "0.0)",
+        "value.to(wide)).to(query.dtype)\n    return mixed",
+    ),
+    (
+        "few: hidden keys are seen",
+        ".masked_fill_(hidden, -math.inf)",
+        "",
+    ),
+    (
+        "few: too many",
+        "n_queries * n_keys <= _FEW",
+        "n_queries <= _FEW",
+    ),
+    (
+        "few: nearly too many",
+        "n_queries * n_keys <= _FEW",
+        "n_queries * n_keys < _FEW",
+    ),
+    (
+        "few: one query",
+        "1 < n_queries and ",
+        "",
+    ),
+    (
+        "few: the bias is forgotten",
+        "and bias is None and not torch.compiler.is_compiling()",
+        "and not torch.compiler.is_compiling()",
+    ),
     (
         "explicit: float16 overflows",
         "wide = torch.promote_types(query.dtype, torch.float32)  # float16 overflows above 65,504",
@@ -146,12 +215,44 @@ MUTANTS = [
     ),
     (
         "mixed dtypes accepted",
-        "query.dtype == key.dtype == value.dtype",
-        "query.dtype == key.dtype",
+        "require_same_type(name, query, key=key, value=value)",
+        "require_same_type(name, query, key=key)",
     ),
     (
         "tiles of width 0 divide by zero",
         "scale = math.sqrt(max(query.shape[-1], 1))",
         "scale = math.sqrt(query.shape[-1])",
+    ),
+    (
+        "fused: hidden rows left to the kernel",
+        "visible = visible | nothing",
+        "visible = visible",
+    ),
+    (
+        "fused: hidden rows are not zero",
+        "dropout_p=dropout)\n"
+        "    return mixed if nothing is None else mixed.masked_fill(nothing, "
+        "0.0)",
+        "dropout_p=dropout)\n    return mixed",
+    ),
+    (
+        "fused: causal rows without a key forgotten",
+        "if visible is not None and (mask is not None or n_queries > n_keys):",
+        "if visible is not None and mask is not None:",
+    ),
+    (
+        "few: in mixed precision too",
+        '        and not torch.is_autocast_enabled("cpu")\n',
+        "",
+    ),
+    (
+        "value width tied to the key width",
+        'value=(value, "... S Kv")',
+        'value=(value, "... S K")',
+    ),
+    (
+        "a bias is not checked",
+        "require_mask(name, query, key.shape[-2], mask, bias)",
+        "require_mask(name, query, key.shape[-2], mask)",
     ),
 ]
