@@ -56,7 +56,6 @@ from transformer_lib.distributed import Worker
 from transformer_lib.losses import language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import MultiHeadAttention
-from transformer_lib.optimization import SCHEDULES, cosine
 from transformer_lib.recipes import RECIPES
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.tokenizer import Tokenizer
@@ -264,12 +263,6 @@ def run_tests(part: Part) -> None:
 # Part: Tiny Shakespeare at nanoGPT's setting for a GPU
 
 
-def cosine_to_a_tenth(step: int, warmup: int, n_steps: int) -> float:
-    """Rise to 1 in warmup steps, then fall on half a cosine to 0.1 at n_steps, as in nanoGPT."""
-    height = cosine(step, warmup, n_steps)
-    return height if step <= warmup else 0.1 + 0.9 * height
-
-
 class FullBatches(BlockBatches):
     """BlockBatches without an epoch's last, smaller batch: a compiled model sees one shape."""
 
@@ -289,11 +282,10 @@ def nanogpt_config(vocab_size: int, dry: bool) -> TransformerConfig:
 
 def nanogpt_training(dry: bool) -> tuple[TrainingConfig, int]:
     """The optimizer and schedule of the same file, and its batch size."""
-    SCHEDULES["cosine_to_a_tenth"] = cosine_to_a_tenth
     n_steps, warmup, every, batch_size = (8, 2, 4, 4) if dry else (5000, 100, 250, 64)
     training = TrainingConfig(
-        n_steps=n_steps, learning_rate=1e-3, schedule="cosine_to_a_tenth", warmup=warmup,
-        max_norm=1.0, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.1, precision="bf16",
+        n_steps=n_steps, learning_rate=1e-3, schedule="cosine", warmup=warmup, min_lr_ratio=0.1,
+        max_grad_norm=1.0, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.1, precision="bf16",
         validate_every=every, save_every=n_steps, seed=1337,
     )  # fmt: skip
     return training, batch_size
@@ -654,7 +646,7 @@ def multi30k_run(part: Part) -> None:
     torch.manual_seed(0)
     worker = Worker(device=part.device)
     training = dataclasses.replace(
-        recipe.training, n_steps=3000, warmup=150, validate_every=250, average=0.99,
+        recipe.training, n_steps=3000, warmup=150, validate_every=250, ema_decay=0.99,
         precision="bf16",
     )  # fmt: skip
     probe = Trainer(

@@ -190,17 +190,14 @@ def test_mfu_divides_by_the_measured_and_by_the_stated_peak(part):
     assert found["mfu_of_datasheet_peak"] == pytest.approx(1e14 / 989.4e12)
 
 
-def test_cosine_to_a_tenth_ends_at_a_tenth():
-    rates = [gpu.cosine_to_a_tenth(step, 100, 5000) for step in (50, 100, 2550, 5000)]
-    assert rates == pytest.approx([0.5, 1.0, 0.55, 0.1])
-
-
 def test_setting_is_that_of_nanogpt():
     training, batch_size = gpu.nanogpt_training(dry=False)
     config = gpu.nanogpt_config(65, dry=False)
     assert (training.n_steps, training.learning_rate, training.warmup) == (5000, 1e-3, 100)
-    assert (training.betas, training.weight_decay, training.max_norm) == ((0.9, 0.99), 0.1, 1.0)
-    assert (training.schedule, training.epsilon) == ("cosine_to_a_tenth", 1e-8)
+    assert (training.betas, training.epsilon) == ((0.9, 0.99), 1e-8)
+    assert (training.weight_decay, training.max_grad_norm) == (0.1, 1.0)
+    rates = [training.learning_rate_at(step) for step in (50, 100, 2550, 5000)]
+    assert rates == pytest.approx([0.5e-3, 1e-3, 0.55e-3, 0.1e-3])
     assert (training.validate_every, batch_size, config.max_len) == (250, 64, 256)
     assert (config.n_decoder_layers, config.n_heads, config.d_model) == (6, 6, 384)
     assert (config.d_ff, config.dropout, config.attention_dropout) == (1536, 0.2, 0.2)

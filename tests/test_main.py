@@ -62,7 +62,7 @@ def test_train_options_override_the_recipe(tmp_path, monkeypatch):
         "compile": False,
     }  # fmt: skip
     assert {name: state[name] for name in wanted} == wanted
-    assert state["average"] == 0.5  # the recipe's own
+    assert state["ema_decay"] == 0.5  # the recipe's own
 
 
 def test_train_with_another_seed_starts_from_other_weights(tmp_path, monkeypatch):
@@ -163,13 +163,13 @@ def test_train_cuts_the_warmup_of_the_recipe_to_the_steps_asked_for(tmp_path, mo
 
 def test_train_takes_any_setting_of_model_training_and_batches(tmp_path, monkeypatch):
     changes = [
-        "--training.betas", "0.8,0.9", "--training.max_norm", "none", "--training.schedule",
+        "--training.betas", "0.8,0.9", "--training.max_grad_norm", "none", "--training.schedule",
         "linear", "--model.d_model", "8", "--model.norm", "pre", "--no-model.bias",
         "--max-tokens", "64", "--vocab-size", "265",
     ]  # fmt: skip
     run(tmp_path, *changes, monkeypatch=monkeypatch)
     state = load_checkpoint(checkpoints(tmp_path)[0])[1]
-    assert state["training"]["betas"] == [0.8, 0.9] and state["training"]["max_norm"] is None
+    assert state["training"]["betas"] == [0.8, 0.9] and state["training"]["max_grad_norm"] is None
     assert state["training"]["schedule"] == "linear"
     config = json.loads((tmp_path / "export" / "config.json").read_text())
     assert (config["d_model"], config["norm"], config["bias"]) == (8, "pre", False)

@@ -24,7 +24,7 @@ PAIRS = [(f"{a} plus {b}", f"{b} und {a}") for a in range(7) for b in range(7)]
 
 def tiny(**training):
     """A recipe that takes seconds."""
-    given = {"n_steps": 4, "warmup": 2, "save_every": 2, "validate_every": 2, "average": 0.5}
+    given = {"n_steps": 4, "warmup": 2, "save_every": 2, "validate_every": 2, "ema_decay": 0.5}
     return Recipe(
         about="sums",
         pairs=lambda split: PAIRS[:40] if split == "train" else PAIRS[40:],
@@ -105,8 +105,8 @@ def test_recipe_learns_tokens_from_both_languages():
 
 @pytest.mark.parametrize("name", ["multi30k-en-de", "multi30k-de-en"])
 def test_multi30k_recipes_smooth_labels(name):
-    assert RECIPES[name].training.smoothing == 0.1
-    assert RECIPES["number-names"].training.smoothing == 0.0  # one right answer to each
+    assert RECIPES[name].training.label_smoothing == 0.1
+    assert RECIPES["number-names"].training.label_smoothing == 0.0  # one right answer to each
 
 
 @pytest.mark.parametrize("source, target", [("en", "de"), ("de", "en")])
@@ -200,7 +200,7 @@ def test_export_is_the_best_even_if_it_is_not_the_last(tmp_path, monkeypatch):
 
 
 def test_export_is_the_last_weights_without_validation_or_average(tmp_path):
-    recipe = tiny(validate_every=None, average=None)
+    recipe = tiny(validate_every=None, ema_decay=None)
     tokenizer, data, _ = recipe.batches()
     config = recipe.config(tokenizer)
     trainer = Trainer(Transformer(config), data, recipe.training, folder=tmp_path).fit()

@@ -88,17 +88,19 @@ def assert_equal(ours, theirs):
         ({"schedule": "step"}, f"schedule must be one of {tuple(SCHEDULES)}, got 'step'"),
         ({"warmup": 8}, "warmup must be an integer in 0 to n_steps = 7, got 8"),
         ({"warmup": -1}, "warmup must be an integer in 0 to n_steps = 7, got -1"),
-        ({"smoothing": 1.0}, "smoothing must be at least 0 and below 1, got 1.0"),
-        ({"max_norm": 0.0}, "max_norm must be above 0 and finite, got 0.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+        ({"min_lr_ratio": -0.1}, "min_lr_ratio must be at least 0 and at most 1, got -0.1"),
+        ({"min_lr_ratio": 1.1}, "min_lr_ratio must be at least 0 and at most 1, got 1.1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0 and finite, got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
-        ({"average": 1.0}, "average must be at least 0 and below 1, got 1.0"),
+        ({"ema_decay": 1.0}, "ema_decay must be at least 0 and below 1, got 1.0"),
         (
             {"precision": "fp8"},
             "precision must be one of ('auto', 'fp32', 'bf16', 'fp16'), got 'fp8'",
         ),
         ({"learning_rate": math.inf}, "learning_rate must be above 0 and finite, got inf"),
         ({"weight_decay": math.nan}, "weight_decay must be at least 0 and finite, got nan"),
-        ({"max_norm": math.inf}, "max_norm must be above 0 and finite, got inf"),
+        ({"max_grad_norm": math.inf}, "max_grad_norm must be above 0 and finite, got inf"),
         ({"epsilon": 0.0}, "epsilon must be above 0 and finite, got 0.0"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers in [0, 1), got (0.9, 1.0)"),
         ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
@@ -134,6 +136,19 @@ def test_a_config_is_frozen_and_fits_into_json():
     assert json.loads(json.dumps(dataclasses.asdict(config)))["n_steps"] == 7
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate_falls_to_the_minimum_after_warm_up(name):
+    options = {"n_steps": 12, "learning_rate": 0.5, "schedule": name, "warmup": 4}
+    plain, raised = (TrainingConfig(min_lr_ratio=x, **options) for x in (0.0, 0.2))
+    for step in range(1, 13):
+        rate = plain.learning_rate_at(step)
+        assert rate == 0.5 * SCHEDULES[name](step, 4, 12)
+        expected = rate if step <= 4 else 0.1 + 0.8 * rate
+        assert raised.learning_rate_at(step) == pytest.approx(expected, rel=1e-12)
+    if name in ("linear", "cosine"):
+        assert raised.learning_rate_at(12) == pytest.approx(0.1)
+
+
 # One step
 
 
@@ -147,14 +162,14 @@ def test_steps_are_those_of_a_loop_written_by_hand():
         epsilon=config.epsilon,
         weight_decay=config.weight_decay,
     )
-    average = MovingAverage(by_hand, config.average)
+    average = MovingAverage(by_hand, config.ema_decay)
     for step, batch in zip(range(1, 6), batches().endless(), strict=False):
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = rate = (
             config.learning_rate * SCHEDULES[config.schedule](step, config.warmup, config.n_steps)
         )
-        loss = translation_loss(by_hand, batch, config.smoothing) / batch.n_tokens
+        loss = translation_loss(by_hand, batch, config.label_smoothing) / batch.n_tokens
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(by_hand.parameters(), config.max_norm)
+        norm = nn.utils.clip_grad_norm_(by_hand.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         average.update(by_hand)
@@ -166,16 +181,35 @@ def test_steps_are_those_of_a_loop_written_by_hand():
             "gradient_norm": pytest.approx(norm.item()),
             "tokens": batch.n_tokens,
         }
-        assert norm > config.max_norm
+        assert norm > config.max_grad_norm
     assert_equal(weights(trainer), dict(by_hand.named_parameters()))
     assert_equal(trainer.average.values, average.values)
 
 
-def test_without_max_norm_gradients_are_left_as_they_are():
-    trainers = [make(max_norm=limit, dropout=0.0) for limit in (None, 1e9, 0.01)]
+def test_without_max_grad_norm_gradients_are_left_as_they_are():
+    trainers = [make(max_grad_norm=limit, dropout=0.0) for limit in (None, 1e9, 0.01)]
     norms = [[t.update(b)["gradient_norm"] for b in islice(batches(), 3)] for t in trainers]
     assert_equal(weights(trainers[0]), weights(trainers[1]))
     assert norms[0] == norms[1] and norms[0] != norms[2]
+
+
+def test_update_copies_no_python_number_to_the_device():
+    """Such a copy, as `total[1] = 3` makes, lets a GPU's host wait at every step."""
+    seen = []
+
+    class Listen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            seen.append(function)
+            return function(*arguments, **options or {})
+
+    def loss(net, batch, smoothing):
+        return next(net.parameters()).square().sum()
+
+    trainer, batch = make(loss=loss, ema_decay=None), next(iter(batches()))
+    with Listen():
+        trainer._backward(batch)
+    assert torch.ops.aten.add_.Tensor in seen
+    assert not {torch.ops.aten.lift_fresh.default, torch.ops.aten.copy_.default} & {*seen}
 
 
 @pytest.mark.parametrize("n_parts", [2, 3, 50])
@@ -217,7 +251,7 @@ def test_half_precision_trains_and_weights_stay_single(precision):
 def test_gradients_are_clipped_and_told_as_they_are_without_the_scale_of_the_loss():
     records, batch = [], next(iter(batches()))
     for scale in (1.0, 1024.0):  # a power of two changes no digit
-        trainer = make(max_norm=0.1, dropout=0.0)
+        trainer = make(max_grad_norm=0.1, dropout=0.0)
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         records.append((trainer.update(batch)["gradient_norm"], weights(trainer)))
     assert records[0][0] == pytest.approx(records[1][0], rel=1e-6) and records[0][0] > 0.1
@@ -292,7 +326,7 @@ def test_without_a_folder_there_is_no_last_good_checkpoint():
 
 
 def test_validation_is_per_token_over_unequal_batches_without_dropout_or_smoothing():
-    trainer = make(average=None)
+    trainer = make(ema_decay=None)
     held_out = trainer.validation
     assert len({batch.n_tokens for batch in held_out}) > 1
     trainer.bare.eval()
@@ -312,7 +346,7 @@ def test_the_average_is_validated_and_the_weights_stay():
     before = weights(trainer)
     measured = trainer.validate()
     assert_equal(weights(trainer), before)
-    plain = make(average=None)
+    plain = make(ema_decay=None)
     plain.bare.load_state_dict(trainer.average.values, strict=False)
     assert measured == plain.validate()
     plain.bare.load_state_dict(before, strict=False)
@@ -519,6 +553,13 @@ def test_resume_accepts_what_changes_no_step(tmp_path):
     longer = make(tmp_path, **options | changed | {"n_steps": 20})
     assert longer.resume() and longer.step == 4
     assert longer.fit(5).step == 5
+
+
+def test_resume_refuses_another_minimum_of_the_learning_rate(tmp_path):
+    options = {"schedule": "cosine", "validate_every": None}
+    make(tmp_path, min_lr_ratio=0.1, **options).fit(2)
+    with pytest.raises(ValueError, match="training.min_lr_ratio = 0.1 there and 0.2 here"):
+        make(tmp_path, min_lr_ratio=0.2, **options).resume()
 
 
 @pytest.mark.parametrize("until, same", [(3, True), (4, True), (5, False)])

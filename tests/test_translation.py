@@ -580,7 +580,7 @@ def run(tmp_path_factory, tokenizer):
     batches = PairBatches(*sides, max_tokens=64)
     validation = list(PairBatches(*sides, max_tokens=64, shuffle=False))
     plan = TrainingConfig(
-        n_steps=23, learning_rate=1e-2, average=0.9, save_every=10, validate_every=10
+        n_steps=23, learning_rate=1e-2, ema_decay=0.9, save_every=10, validate_every=10
     )
     trainer = Trainer(Transformer(config), batches, plan, validation=validation, folder=folder)
     export_model(trainer.fit(), tokenizer, folder / "export")
@@ -636,7 +636,7 @@ def test_a_record_says_how_the_model_was_made(run, record):
     assert options.pop(0) == "multi30k-de-en"
     given = dict(zip(options[::2], options[1::2], strict=True))
     wanted = {"--n-steps": "23", "--learning-rate": "0.01", "--save-every": "10"}
-    wanted |= {"--schedule": "inverse_sqrt", "--smoothing": "0.0", "--average": "0.9"}
+    wanted |= {"--schedule": "inverse_sqrt", "--label-smoothing": "0.0", "--ema-decay": "0.9"}
     assert given == wanted | {"--warmup": "0", "--validate-every": "10"}
     translator = Translator.load(run / "export")
     assert found["parameters"] == sum(p.numel() for p in translator.model.parameters())
@@ -767,11 +767,11 @@ def test_switches_and_words_of_a_command_are_told_as_they_are_given():
         "precision": "bf16",
         "seed": 3,
         "betas": [0.8, 0.9],
-        "average": None,
+        "ema_decay": None,
     }
     told = translation._options("multi30k-de-en", {"training": own | changes})
     assert sorted(told.split(" --")[1:]) == [
-        "average None", "betas 0.8,0.9", "compile", "precision bf16", "seed 3",
+        "betas 0.8,0.9", "compile", "ema-decay None", "precision bf16", "seed 3",
     ]  # fmt: skip
     assert translation._options("multi30k-de-en", {"training": own}) == ""
 
@@ -783,7 +783,12 @@ def test_the_recorded_command_is_that_of_the_recorded_training(name):
     words = found["command"].split()  # recorded under the command's first name, too
     at = words.index(name)
     asked = command._chosen(command.parser().parse_args(["train", *words[at:]]))
-    assert found["training"] == json.loads(json.dumps(dataclasses.asdict(asked.training)))
+    renamed = {
+        "smoothing": "label_smoothing", "max_norm": "max_grad_norm", "average": "ema_decay",
+    }  # fmt: skip
+    defaults = dataclasses.asdict(TrainingConfig(n_steps=1))  # of settings that came later
+    then = defaults | {renamed.get(key, key): x for key, x in found["training"].items()}
+    assert then == json.loads(json.dumps(dataclasses.asdict(asked.training)))
     model = {key: found["model"][key] for key in recipe.model}
     assert model == dict(recipe.model)
 

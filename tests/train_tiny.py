@@ -26,8 +26,8 @@ from transformer_lib.trainer import Trainer, TrainingConfig
 torch.set_num_threads(1)
 torch.optim.AdamW([torch.zeros(1)])  # imports what every optimizer needs
 TRAINING = {
-    "n_steps": 24, "learning_rate": 1e-2, "warmup": 4, "average": 0.9, "accumulate": 2,
-    "smoothing": 0.1, "save_every": 5, "validate_every": 8,
+    "n_steps": 24, "learning_rate": 1e-2, "warmup": 4, "ema_decay": 0.9, "accumulate": 2,
+    "label_smoothing": 0.1, "save_every": 5, "validate_every": 8,
 }  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def _multi30k(
             "n_decoder_layers": 4, "dropout": dropout, "norm": "pre", "max_len": 256,
         },
         training=TrainingConfig(
-            learning_rate=3e-3, schedule="linear", smoothing=0.1, average=0.998, save_every=250,
-            **training,
+            learning_rate=3e-3, schedule="linear", label_smoothing=0.1, ema_decay=0.998,
+            save_every=250, **training,
         ),
     )  # fmt: skip
 
@@ -121,7 +121,7 @@ RECIPES: dict[str, Recipe] = {
         },
         training=TrainingConfig(
             n_steps=600, learning_rate=3e-3, schedule="cosine", warmup=100,
-            average=0.99, validate_every=100, save_every=100,
+            ema_decay=0.99, validate_every=100, save_every=100,
         ),
     ),
     "multi30k-en-de": _multi30k(

@@ -71,11 +71,14 @@ class TrainingConfig:
     Args:
         n_steps: updates of the weights, each from one batch.
         learning_rate: the highest; `schedule` and `warmup` (in steps) say when it is reached.
-        smoothing: of labels. max_norm: to which gradients are clipped; None leaves them.
+        min_lr_ratio: after the warm-up the schedule falls toward this fraction of the highest
+            rate instead of 0: with "cosine" and 0.1, half a cosine that ends at a tenth.
+        label_smoothing: as in `token_loss`.
+        max_grad_norm: to which gradients are clipped; None leaves them.
         betas, epsilon, weight_decay: of AdamW; matrices alone decay.
         accumulate: parts that a batch is cut into, one after another, to save memory.
-        average: decay of a moving average of the weights, which is then what is validated and
-            handed over; None keeps none.
+        ema_decay: of a moving average of the weights, which is then what is validated and
+            exported; None keeps none.
         precision: "fp32", "bf16", "fp16" or "auto", the device's best.
         compile, recompute: `torch.compile` the model; recompute activations to save memory.
         validate_every, patience: steps between validations, and how many in a row may bring
@@ -87,13 +90,14 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     schedule: str = "inverse_sqrt"
     warmup: int = 0
-    smoothing: float = 0.0
-    max_norm: float | None = 1.0
+    min_lr_ratio: float = 0.0
+    label_smoothing: float = 0.0
+    max_grad_norm: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = 1e-9
     weight_decay: float = 0.0
     accumulate: int = 1
-    average: float | None = None
+    ema_decay: float | None = None
     precision: str = "auto"
     compile: bool = False
     recompute: bool = False
@@ -120,15 +124,16 @@ class TrainingConfig:
             )
         limits: dict[str, tuple[str, Callable[[float], bool]]] = {
             "learning_rate": ("above 0 and finite", lambda x: 0 < x < math.inf),
-            "smoothing": ("at least 0 and below 1", lambda x: 0 <= x < 1),
-            "max_norm": ("above 0 and finite", lambda x: 0 < x < math.inf),
+            "min_lr_ratio": ("at least 0 and at most 1", lambda x: 0 <= x <= 1),
+            "label_smoothing": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+            "max_grad_norm": ("above 0 and finite", lambda x: 0 < x < math.inf),
             "epsilon": ("above 0 and finite", lambda x: 0 < x < math.inf),
             "weight_decay": ("at least 0 and finite", lambda x: 0 <= x < math.inf),
-            "average": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+            "ema_decay": ("at least 0 and below 1", lambda x: 0 <= x < 1),
         }
         for name, (limit, holds) in limits.items():
             value = getattr(self, name)
-            optional = name in ("max_norm", "average") and value is None
+            optional = name in ("max_grad_norm", "ema_decay") and value is None
             if not optional and not (_is_number(value) and holds(value)):
                 raise ValueError(f"TrainingConfig: {name} must be {limit}, got {value!r}")
         betas = self.betas
@@ -153,6 +158,13 @@ class TrainingConfig:
                 "TrainingConfig: patience must be None where validate_every is None, "
                 f"got {self.patience!r}"
             )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        height = SCHEDULES[self.schedule](step, self.warmup, self.n_steps)
+        if step > self.warmup:
+            height = self.min_lr_ratio + (1 - self.min_lr_ratio) * height
+        return self.learning_rate * height
 
 
 def _is_number(value: Any) -> bool:
@@ -304,8 +316,8 @@ class Trainer:
             epsilon=config.epsilon,
             weight_decay=config.weight_decay,
         )
-        average = config.average
-        self.average = None if average is None else MovingAverage(self.bare, average)
+        decay = config.ema_decay
+        self.average = None if decay is None else MovingAverage(self.bare, decay)
         self.step, self.best, self.best_step = 0, math.inf, 0
         self.tokens = self.seconds = 0.0  # since this object was made, without saving, validating
         self.stop, self._asked = StopRequest(), False  # a signal here; one that all know of
@@ -478,15 +490,13 @@ class Trainer:
     def update(self, batch: TrainingBatch) -> dict[str, Any]:
         """Take one step with one batch; return what is worth logging."""
         config = self.config
-        rate = config.learning_rate * SCHEDULES[config.schedule](
-            self.step + 1, config.warmup, config.n_steps
-        )
+        rate = config.learning_rate_at(self.step + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self._backward(batch)
         self._refuse_unless_finite("loss", loss, rate)
         self.scaler.unscale_(self.optimizer)
-        limit = math.inf if config.max_norm is None else config.max_norm
+        limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
         norm = float(full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         if not self.scaler.is_enabled():  # it would leave out a step whose gradients overflow
             self._refuse_unless_finite("gradient norm", norm, rate)
@@ -516,10 +526,10 @@ class Trainer:
             rows = batch.part(i * size + self.worker.rank, n_parts * size).to(self.worker.device)
             with no_sync(self.model, i < n_parts - 1):
                 with autocast(self.worker.device, self.precision):
-                    loss = self.loss(self.model, rows, self.config.smoothing) / batch.n_tokens
+                    loss = self.loss(self.model, rows, self.config.label_smoothing) / batch.n_tokens
                 self.scaler.scale(loss * size).backward()  # gradients are averaged over processes
-            total[0] += loss.detach()
-        total[1] = self.stop.number
+            total[0].add_(loss.detach())
+        total[1].fill_(self.stop.number)  # a kernel; `total[1] = n` copies and waits
         value, asked = all_reduce(total).tolist()
         self._asked = asked > 0
         return value
@@ -631,7 +641,7 @@ class Trainer:
         tensors, state = load_checkpoint(path)
         wanted = {"data", "best", "average", "scaler", "training", "model", "precision"}
         groups = {"model", "optimizer", "random"}
-        if state.get("training", {}).get("average") is not None:
+        if state.get("training", {}).get("ema_decay") is not None:
             groups.add("average")
         lacking = sorted(wanted - state.keys()) + sorted(groups - tensors.keys())
         if lacking:
@@ -668,7 +678,7 @@ class Trainer:
         """Name what differs from the run that saved a state at a step, if it matters."""
         free = {"save_every", "validate_every", "patience", "recompute", "precision"}
         config, theirs = dataclasses.asdict(self.config), state["training"]
-        kept = {"schedule", "warmup"}
+        kept = {"schedule", "warmup", "min_lr_ratio"}
         if all(config[name] == theirs.get(name) for name in kept) and "n_steps" in theirs:
             rates = {
                 SCHEDULES[config["schedule"]](max(1, step), config["warmup"], n)
