@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from transformer_lib.batches import BlockBatches
 
 from benchmarks.__main__ import commit, hardware, versions, write
+from transformer_lib.batches import BlockBatches
 from transformer_lib.cpu import use_onednn
 from transformer_lib.datasets import stdlib_source
 from transformer_lib.losses import language_loss

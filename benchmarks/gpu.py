@@ -41,13 +41,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformer_lib.batches import BlockBatches, Blocks, PairBatches
 
 from benchmarks import attention, generation, language, multihead, translation
 from benchmarks.__main__ import commit, hardware, table, versions, write
 from benchmarks.harness import Case, Setting, as_dicts, run_suite, standing
 from benchmarks.peers import CLEAR
 from transformer_lib.attention import attend
+from transformer_lib.batches import BlockBatches, Blocks, PairBatches
 from transformer_lib.checkpoints import load_checkpoint
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.datasets import multi30k, stdlib_source, tiny_shakespeare
@@ -653,12 +653,13 @@ def multi30k_run(part: Part) -> None:
         Transformer(config), data, training, loss=translation_loss, validation=validation,
         worker=worker,
     )  # fmt: skip
-    for batch, _ in zip(data.endless(), range(2 if part.dry else 10), strict=False):
-        probe.update(batch)
-    start, n = time.perf_counter(), 2 if part.dry else 25
-    for batch, _ in zip(data.endless(), range(n), strict=False):
-        probe.update(batch)
-    seconds = (time.perf_counter() - start) / n
+    # cuDNN plans its kernels for each new shape: an epoch for them, then the median of steps
+    times: list[float] = []
+    for batch, _ in zip(data.endless(), range(4 if part.dry else len(data) + 25), strict=False):
+        start = time.perf_counter()
+        probe.update(batch)  # reads the loss, and so waits for the GPU
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[-25:])
     start = time.perf_counter()
     probe.validate()
     for_validation = time.perf_counter() - start

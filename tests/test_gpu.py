@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 import train_tiny
 from torch import nn
-from transformer_lib.batches import BlockBatches, Blocks
 
 from transformer_lib.attention import attend, attend_with_weights, causal_mask, tiled_attend
+from transformer_lib.batches import BlockBatches, Blocks
 from transformer_lib.beam_search import beam_search
 from transformer_lib.checkpoints import checkpoints, read_records
 from transformer_lib.devices import measured_peak, peak_memory, recompute_activations

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformer_lib.batches import Batch, Blocks
 
+from transformer_lib.batches import Batch, Blocks
 from transformer_lib.losses import language_loss, token_loss, translation_loss
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.tokenizer import BEGIN, END, PAD

@@ -20,9 +20,9 @@ import train_tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tiny import batches, model
-from transformer_lib.batches import BlockBatches, PairBatches
 
 from transformer_lib import trainer as module
+from transformer_lib.batches import BlockBatches, PairBatches
 from transformer_lib.checkpoints import (
     CheckpointError,
     checkpoints,

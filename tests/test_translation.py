@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformer_lib.batches import PairBatches
 
 from transformer_lib import __main__ as command
 from transformer_lib import translation
 from transformer_lib.attention import padding_mask
+from transformer_lib.batches import PairBatches
 from transformer_lib.beam_search import beam_search
 from transformer_lib.checkpoints import CheckpointError, read_records
 from transformer_lib.datasets import multi30k

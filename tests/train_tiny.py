@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint.state_dict  # here, so that forked children have it already
-from transformer_lib.batches import PairBatches
 
 from transformer_lib import checkpoints
+from transformer_lib.batches import PairBatches
 from transformer_lib.distributed import process_group
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.trainer import Trainer, TrainingConfig

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from .batches import PairBatches
 
 from .attention import padding_mask
+from .batches import PairBatches
 from .beam_search import beam_search
 from transformer_lib.checkpoints import (
     CheckpointError,
