@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, checked when read, and never executed; kills are real."""
+"""Checkpoints are written atomically, verified when read, and never executed; kills are real."""
 
 import contextlib
 import errno
@@ -83,7 +83,7 @@ def record(folder):
     return json.loads((folder / "checkpoint.json").read_text().rsplit("\n", 2)[0])
 
 
-# what is saved is what is loaded
+# saving and loading
 
 DTYPES = [
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -92,7 +92,7 @@ DTYPES = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_dtype_comes_back_to_the_bit(tmp_path, dtype):
+def test_save_and_load_keep_every_dtype_exactly(tmp_path, dtype):
     values = torch.tensor([0, 1, 2, 127])
     if dtype.is_floating_point:
         values = torch.tensor([0.0, -0.0, 1 / 3, float("inf"), -float("inf"), float("nan"), 1e-7])
@@ -118,7 +118,7 @@ def test_every_dtype_comes_back_to_the_bit(tmp_path, dtype):
     ],
     ids="scalar bool empty transposed strided expanded parameter conjugated negated".split(),
 )
-def test_every_layout_comes_back_to_the_bit(tmp_path, x):
+def test_save_and_load_keep_every_layout_exactly(tmp_path, x):
     kept = x.detach().clone()
     path = save_checkpoint(tmp_path, 1, {"model": {"x": x}}, {})
     loaded = load_checkpoint(path)[0]["model"]["x"]
@@ -126,7 +126,7 @@ def test_every_layout_comes_back_to_the_bit(tmp_path, x):
     assert torch.equal(loaded, kept) and torch.equal(x, kept)
 
 
-def test_tensors_that_share_memory_are_written_for_each_name(tmp_path):
+def test_save_writes_tensors_that_share_memory_under_each_name(tmp_path):
     base = normal(5, 3)
     group = {"a": base, "b": base, "c": base.view(15), "d": base[1:], "e": base.T}
     loaded = load_checkpoint(save_checkpoint(tmp_path, 1, {"model": group}, {}))[0]["model"]
@@ -136,7 +136,7 @@ def test_tensors_that_share_memory_are_written_for_each_name(tmp_path):
     assert torch.equal(loaded["b"], base)
 
 
-def test_a_model_with_tied_weights_can_be_saved_as_it_is(tmp_path):
+def test_save_accepts_a_model_with_tied_weights(tmp_path):
     torch.manual_seed(0)
     first, second = (Transformer(TransformerConfig.tiny(vocab_size=11)) for _ in range(2))
     path = save_checkpoint(tmp_path, 1, {"model": first.state_dict()}, {})
@@ -146,7 +146,7 @@ def test_a_model_with_tied_weights_can_be_saved_as_it_is(tmp_path):
         assert torch.equal(second.state_dict()[name], x)
 
 
-def test_loaded_tensors_are_no_window_on_the_file(tmp_path):
+def test_load_returns_tensors_independent_of_the_file(tmp_path):
     path = save(tmp_path, 1)
     loaded = load_checkpoint(path)[0]["model"]
     file = path / "model.safetensors"
@@ -156,14 +156,14 @@ def test_loaded_tensors_are_no_window_on_the_file(tmp_path):
     loaded["a.weight"].add_(1)  # and may be written to
 
 
-def test_a_state_comes_back_as_json_knows_it(tmp_path):
+def test_load_returns_the_state_as_json_stores_it(tmp_path):
     state = {"text": "Größe\n\u2028", "list": [1, 2.5, None, True], "best": [float("inf"), 0]}
     path = save_checkpoint(tmp_path, 1, {}, state | {"pair": (1, 2), "nested": {"a": {}}})
     tensors, loaded = load_checkpoint(path)
     assert tensors == {} and loaded == state | {"pair": [1, 2], "nested": {"a": {}}}
 
 
-def test_the_folder_is_what_the_chapter_says(tmp_path):
+def test_save_writes_the_files_that_the_chapter_describes(tmp_path):
     path = save(tmp_path / "deep" / "run", 42)
     assert path == tmp_path / "deep" / "run" / "step-00000042"
     assert sorted(file.name for file in path.iterdir()) == sorted(FILES)
@@ -177,7 +177,7 @@ def test_the_folder_is_what_the_chapter_says(tmp_path):
     assert torch.equal(load_file(path / FILES[1])["a.bias"], groups()["model"]["a.bias"])
 
 
-def test_a_checkpoint_made_by_hand_can_be_read(tmp_path):
+def test_load_reads_a_checkpoint_made_by_hand(tmp_path):
     save_file({"x": torch.arange(3)}, tmp_path / "model.safetensors")
     data = (tmp_path / "model.safetensors").read_bytes()
     made = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -187,13 +187,13 @@ def test_a_checkpoint_made_by_hand_can_be_read(tmp_path):
     assert tensors["model"]["x"].tolist() == [0, 1, 2] and state == {"a": 1}
 
 
-def test_names_with_dots_are_kept_and_strangers_in_the_folder_ignored(tmp_path):
+def test_load_keeps_names_with_dots_and_ignores_other_files(tmp_path):
     path = save_checkpoint(str(tmp_path), 1, {"rank.0": {"x": torch.ones(2)}}, {})
     (path / "notes.txt").write_text("mine")
     assert list(load_checkpoint(str(path))[0]) == ["rank.0"]
 
 
-def test_files_have_the_rights_of_new_files(tmp_path):
+def test_save_gives_files_the_default_permissions(tmp_path):
     before = os.umask(0o027)
     try:
         path = save(tmp_path, 1)
@@ -203,7 +203,7 @@ def test_files_have_the_rights_of_new_files(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o750
 
 
-def test_nothing_is_unpickled(tmp_path, monkeypatch):
+def test_load_unpickles_nothing(tmp_path, monkeypatch):
     def refuse(*given, **named):
         raise AssertionError("something is being unpickled")
 
@@ -217,7 +217,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     assert latest_valid(tmp_path) == path
 
 
-def test_versions_name_what_wrote_a_file():
+def test_library_versions_name_what_wrote_a_file():
     found = library_versions()
     assert found["torch"] == torch.__version__ and found["python"] == sys.version.split()[0]
     assert "safetensors" in found
@@ -232,11 +232,11 @@ def test_load_checkpoint_returns_names_in_one_order_whatever_safetensors_does(
     assert [*load_checkpoint(path)[0]["model"]] == ["a.bias", "a.weight"]
 
 
-# damage is noticed
+# corrupted files
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_cut_off_is_refused_by_name(tmp_path, name):
+def test_load_refuses_a_truncated_file_by_name(tmp_path, name):
     path = save(tmp_path, 1)
     data = (path / name).read_bytes()
     for length in {0, 1, 7, 8, 63, 64, 65, 66, 67, len(data) // 2, len(data) - 1}:
@@ -267,7 +267,7 @@ def test_load_checkpoint_hashes_large_files_to_the_last_byte(tmp_path, size, at)
 
 
 @given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
-def test_a_single_bit_that_flipped_is_refused_by_name(one, name, at, bit):
+def test_load_refuses_a_flipped_bit_by_name(one, name, at, bit):
     flip(one / name, at, bit)
     try:
         with pytest.raises(CheckpointError, match=re.escape(str(one / name))):
@@ -277,7 +277,7 @@ def test_a_single_bit_that_flipped_is_refused_by_name(one, name, at, bit):
     load_checkpoint(one)
 
 
-def test_an_end_of_line_of_another_kind_is_another_byte(tmp_path):
+def test_load_refuses_changed_line_endings(tmp_path):
     path = save(tmp_path, 1)
     file = path / "checkpoint.json"
     for ending in (b"\r", b"\r\n"):
@@ -289,7 +289,7 @@ def test_an_end_of_line_of_another_kind_is_another_byte(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_refused_by_name(tmp_path, name):
+def test_load_refuses_a_missing_file_by_name(tmp_path, name):
     path = save(tmp_path, 1)
     (path / name).unlink()
     with pytest.raises(
@@ -301,7 +301,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path, name):
         load_checkpoint(path)
 
 
-def test_a_missing_folder_is_refused_by_name(tmp_path):
+def test_load_refuses_a_missing_folder_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "step-00000001"))):
         load_checkpoint(tmp_path / "step-00000001")
 
@@ -313,14 +313,14 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
     + ['{"files": {"model.safetensors": 3}, "state": {}}']
     + ['{"files": {"../x": {"bytes": 1, "sha256": ""}}, "state": {}}'],
 )
-def test_a_record_that_is_none_is_refused_even_with_its_seal(tmp_path, text):
+def test_load_refuses_an_invalid_record_with_a_valid_hash(tmp_path, text):
     path = save(tmp_path, 1)
     reseal(path, text)
     with pytest.raises(CheckpointError, match="checkpoint.json must .* no record of a checkpoint"):
         load_checkpoint(path)
 
 
-def test_a_file_that_was_never_safetensors_is_refused_even_with_its_hash(tmp_path):
+def test_load_refuses_a_file_that_is_not_safetensors_with_a_valid_hash(tmp_path):
     path, data = save(tmp_path, 1), b"not what it says it is"
     (path / "model.safetensors").write_bytes(data)
     made = record(path)
@@ -333,7 +333,7 @@ def test_a_file_that_was_never_safetensors_is_refused_even_with_its_hash(tmp_pat
         load_checkpoint(path)
 
 
-def test_the_bytes_that_were_hashed_are_those_that_are_used(tmp_path, monkeypatch):
+def test_load_uses_the_bytes_that_it_hashed(tmp_path, monkeypatch):
     path = save(tmp_path, 1)
     file, read = path / "model.safetensors", Path.read_bytes
 
@@ -350,10 +350,10 @@ def test_the_bytes_that_were_hashed_are_those_that_are_used(tmp_path, monkeypatc
     assert all(torch.equal(x, groups()["model"][name]) for name, x in loaded.items())
 
 
-# the newest good one
+# the latest valid checkpoint
 
 
-def test_checkpoints_are_listed_by_their_step_and_strangers_left_out(tmp_path):
+def test_checkpoints_are_listed_by_step_without_other_folders(tmp_path):
     for step in (5, 10**8, 99_999_999, 30):
         save(tmp_path, step)
     for name in ("step-final", "step-1", "step-00000007.copy", "export"):
@@ -362,7 +362,7 @@ def test_checkpoints_are_listed_by_their_step_and_strangers_left_out(tmp_path):
     assert checkpoints(tmp_path / "nowhere") == []
 
 
-def test_the_newest_good_one_is_found_with_a_warning_for_each_that_is_not(tmp_path):
+def test_latest_valid_warns_of_each_corrupted_checkpoint(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
     assert latest_valid(tmp_path) == tmp_path / "step-00000004"
@@ -376,7 +376,7 @@ def test_the_newest_good_one_is_found_with_a_warning_for_each_that_is_not(tmp_pa
     assert "step-00000003/model.safetensors" in texts[1]
 
 
-def test_where_none_is_good_there_is_none(tmp_path):
+def test_latest_valid_returns_none_without_a_valid_checkpoint(tmp_path):
     assert latest_valid(tmp_path) is None and latest_valid(tmp_path / "nowhere") is None
     for step in (1, 2):
         flip(save(tmp_path, step) / "checkpoint.json", 3)
@@ -385,7 +385,7 @@ def test_where_none_is_good_there_is_none(tmp_path):
     assert len(caught) == 2
 
 
-def test_saving_a_step_again_replaces_it(tmp_path):
+def test_save_replaces_a_checkpoint_of_the_same_step(tmp_path):
     for seed in (0, 5, 9):
         path = save(tmp_path, 3, seed)
         loaded = load_checkpoint(path)[0]["model"]
@@ -395,7 +395,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
     assert steps(tmp_path) == [3] and not hidden(tmp_path)
 
 
-def test_prune_keeps_the_newest_two_and_what_it_is_told(tmp_path):
+def test_prune_keeps_the_newest_two_and_those_named(tmp_path):
     for step in range(1, 7):
         save(tmp_path, step)
     prune(tmp_path, keep=[tmp_path / "step-00000002", tmp_path / "step-00000099"])
@@ -406,7 +406,7 @@ def test_prune_keeps_the_newest_two_and_what_it_is_told(tmp_path):
     assert steps(tmp_path) == [6, 5]
 
 
-def test_prune_knows_what_is_kept_by_another_spelling(tmp_path, monkeypatch):
+def test_prune_recognizes_a_path_spelled_differently(tmp_path, monkeypatch):
     for step in range(1, 5):
         save(tmp_path, step)
     monkeypatch.chdir(tmp_path)
@@ -414,7 +414,7 @@ def test_prune_knows_what_is_kept_by_another_spelling(tmp_path, monkeypatch):
     assert steps(tmp_path) == [4, 3, 1]
 
 
-def test_prune_counts_good_ones_only(tmp_path):
+def test_prune_counts_valid_checkpoints_only(tmp_path):
     for step in range(1, 7):
         save(tmp_path, step)
     for step in (3, 5, 6):
@@ -423,10 +423,10 @@ def test_prune_counts_good_ones_only(tmp_path):
     assert steps(tmp_path) == [4, 2]
 
 
-# whole or not at all
+# atomic writes
 
 
-def test_a_file_and_a_folder_replace_what_was_there(tmp_path):
+def test_write_atomically_replaces_files_and_folders(tmp_path):
     path = tmp_path / "new" / "name"
 
     def folder(*names):
@@ -453,7 +453,7 @@ def test_a_file_and_a_folder_replace_what_was_there(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, ZeroDivisionError])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, kind, error):
+def test_write_atomically_leaves_the_old_version_after_an_error(tmp_path, kind, error):
     path = tmp_path / "name"
 
     def write(content, fail=False):
@@ -479,7 +479,9 @@ def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path, kind, error):
 
 @pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_renaming_that_fails_leaves_the_old_folder(tmp_path, monkeypatch, which, error):
+def test_write_atomically_leaves_the_old_folder_if_renaming_fails(
+    tmp_path, monkeypatch, which, error
+):
     path, rename, count = save(tmp_path, 1), os.replace, 0
 
     def replace(source, target):
@@ -497,7 +499,7 @@ def test_a_renaming_that_fails_leaves_the_old_folder(tmp_path, monkeypatch, whic
     assert not hidden(tmp_path)
 
 
-def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_end(
+def test_write_atomically_syncs_content_before_the_name_and_the_name_before_returning(
     tmp_path, monkeypatch
 ):
     events, opened, sync, rename = [], {}, os.fsync, os.replace
@@ -527,7 +529,7 @@ def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_end(
     assert events[cut + 1 :] == [("sync", tmp_path)]
 
 
-def test_the_name_is_given_once_the_draft_is_whole(tmp_path):
+def test_write_atomically_renames_a_complete_draft(tmp_path):
     path = tmp_path / "name"
     path.write_text("old")
 
@@ -541,7 +543,7 @@ def test_the_name_is_given_once_the_draft_is_whole(tmp_path):
     assert path.read_text() == "whole"
 
 
-def test_what_killed_processes_left_is_swept_away_and_nothing_else(tmp_path):
+def test_write_atomically_removes_drafts_of_killed_processes_only(tmp_path):
     save(tmp_path, 1)
     ours = [".step-00000001.old", ".step-00000002.71", f".step-00000003.{os.getpid()}"]
     others = [".step-00000002.notes", ".git", ".export.71", "log.jsonl", ".step-9.old"]
@@ -554,7 +556,7 @@ def test_what_killed_processes_left_is_swept_away_and_nothing_else(tmp_path):
     assert left == {*others, "step-00000001", "step-00000003"} - {".step-9.old"} | {"step-9"}
 
 
-def test_a_writing_sweeps_away_drafts_of_its_own_path_alone(tmp_path):
+def test_write_atomically_removes_drafts_of_its_own_path_only(tmp_path):
     path, pid = tmp_path / "a+b", os.getpid()
     for name in (f".a+b.{pid}", ".a+b.71", ".aab.71", ".a+b.c.71"):
         (tmp_path / name).write_text("half")
@@ -562,7 +564,7 @@ def test_a_writing_sweeps_away_drafts_of_its_own_path_alone(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"a+b", ".aab.71", ".a+b.c.71"}
 
 
-def test_a_folder_set_aside_by_a_killed_process_is_put_back(tmp_path):
+def test_folder_set_aside_by_a_killed_process_is_restored(tmp_path):
     path = save(tmp_path, 1)
     path.rename(tmp_path / ".step-00000001.old")
     assert checkpoints(tmp_path) == [path] and not hidden(tmp_path)
@@ -574,7 +576,7 @@ def test_a_folder_set_aside_by_a_killed_process_is_put_back(tmp_path):
     assert not hidden(tmp_path)
 
 
-def test_one_folder_set_aside_is_put_back_by_one_process_and_no_other_minds(tmp_path, monkeypatch):
+def test_folder_set_aside_is_restored_by_one_of_two_processes(tmp_path, monkeypatch):
     path, rename = save(tmp_path, 1), os.replace
     path.rename(tmp_path / ".step-00000001.old")
 
@@ -586,7 +588,7 @@ def test_one_folder_set_aside_is_put_back_by_one_process_and_no_other_minds(tmp_
     assert checkpoints(tmp_path) == [path]
 
 
-def test_what_json_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
+def test_save_refuses_a_state_that_json_cannot_store_and_leaves_nothing(tmp_path):
     with pytest.raises(TypeError, match="Tensor is not JSON serializable"):
         save_checkpoint(tmp_path, 1, groups(), {"x": torch.ones(1)})
     assert not any(tmp_path.iterdir())
@@ -688,7 +690,7 @@ for step in (3, 2):
 
 
 @pytest.mark.slow
-def test_a_kill_before_any_operation_leaves_the_old_or_the_new(tmp_path):
+def test_kill_before_any_operation_leaves_the_old_or_the_new_version(tmp_path):
     said = run(EVERY_MOMENT, tmp_path)
     events, rows = [x for x in said if isinstance(x, str)], [x for x in said if isinstance(x, list)]
     assert {"os.rename", "os.fsync", "open", "os.mkdir"} <= set(events)
@@ -730,13 +732,13 @@ print(json.dumps([best, len(checkpoints(place)), len([*place.iterdir()])]))
 
 
 @pytest.mark.slow
-def test_kills_at_forty_random_moments_lose_nothing_that_was_saved(tmp_path):
+def test_kills_at_forty_random_moments_lose_no_saved_checkpoint(tmp_path):
     ((best, n_checkpoints, n_entries),) = run(RANDOM_MOMENTS, tmp_path)
     assert best >= 1 and n_checkpoints == n_entries == 2
 
 
 @pytest.mark.slow
-def test_a_kill_from_outside_in_the_middle_of_writing_leaves_the_old_file(tmp_path):
+def test_kill_while_writing_leaves_the_old_file(tmp_path):
     program = """
 def write(draft):
     with draft.open("wb") as file:
@@ -777,7 +779,7 @@ for limit in (0, 10, 1000, 4000):
 """
 
 
-def test_files_that_may_not_grow_leave_the_last_good_one_and_no_draft(tmp_path):
+def test_file_size_limit_leaves_the_last_valid_checkpoint_and_no_draft(tmp_path):
     said = run(LIMITED, tmp_path)
     assert len(said) == 8
     for i, text in enumerate(said):
@@ -802,7 +804,7 @@ def small_disk(place, kilobytes):
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_leaves_the_last_good_one_and_no_draft(tmp_path):
+def test_full_disk_leaves_the_last_valid_checkpoint_and_no_draft(tmp_path):
     with small_disk(tmp_path, 256):
         large = {"model": {"x": normal(25_000)}}  # 100 kB
         first = save_checkpoint(tmp_path, 1, large, {})
@@ -819,7 +821,7 @@ def test_a_full_disk_leaves_the_last_good_one_and_no_draft(tmp_path):
         assert latest_valid(tmp_path) == third
 
 
-def test_where_nothing_is_good_a_failure_says_so(tmp_path):
+def test_failed_save_says_that_there_is_no_valid_checkpoint(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(CheckpointError, match="last good checkpoint, there is none"):
         save(tmp_path / "file", 1)
@@ -828,7 +830,7 @@ def test_where_nothing_is_good_a_failure_says_so(tmp_path):
 # logs
 
 
-def test_a_log_gives_back_what_was_appended(tmp_path):
+def test_read_records_returns_what_was_appended(tmp_path):
     log = tmp_path / "new" / "log.jsonl"
     records = [{"step": i, "loss": 1 / (i + 1), "note": "Größe\n\u2028"} for i in range(5)]
     for entry in records:
@@ -838,7 +840,7 @@ def test_a_log_gives_back_what_was_appended(tmp_path):
 
 
 @given(st.integers(0, 100))
-def test_a_line_that_was_cut_off_is_left_out_and_stays_alone(tmp_path_factory, missing):
+def test_read_records_leaves_out_a_truncated_line_only(tmp_path_factory, missing):
     log = tmp_path_factory.mktemp("log") / "log.jsonl"
     for step in range(3):
         append_record(log, {"step": step, "loss": 0.5})
@@ -877,7 +879,7 @@ def test_append_record_names_the_file_that_cannot_be_written(tmp_path, monkeypat
         append_record(log, {"step": 1})
 
 
-# one writer
+# locks
 
 
 HOLD = """
@@ -918,7 +920,7 @@ def test_locked_folder_has_one_writer_until_its_process_dies(tmp_path):
         pass
 
 
-def test_locked_folder_goes_without_where_there_are_no_locks(tmp_path, monkeypatch):
+def test_locked_folder_works_without_file_locks(tmp_path, monkeypatch):
     def unsupported(file, how):
         raise OSError(errno.ENOTSUP, "not supported")
 
@@ -930,20 +932,20 @@ def test_locked_folder_goes_without_where_there_are_no_locks(tmp_path, monkeypat
         pass
 
 
-def test_locked_folder_says_what_to_do_where_it_cannot_write(tmp_path):
+def test_locked_folder_says_what_to_do_if_it_cannot_write(tmp_path):
     (tmp_path / "file").write_text("")
     message = f"cannot write {tmp_path / 'file'}: File exists; choose another folder"
     with pytest.raises(CheckpointError, match=re.escape(message)), locked_folder(tmp_path / "file"):
         pass
 
 
-def test_zeros_and_broken_characters_are_no_records(tmp_path):
+def test_read_records_leaves_out_zeros_and_invalid_characters(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_bytes(b'{"step": 1}\n' + bytes(40) + b'\n\xff\xfe{"step": 2}\n{"step": 3}\n')
     assert read_records(log) == [{"step": 1}, {"step": 3}]
 
 
-def test_records_of_steps_to_come_are_forgotten(tmp_path):
+def test_truncate_log_removes_records_of_later_steps(tmp_path):
     log = tmp_path / "log.jsonl"
     truncate_log(log, after=3)
     assert not log.exists()
@@ -961,7 +963,7 @@ def test_records_of_steps_to_come_are_forgotten(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_an_average_is_the_mean_in_float64(tmp_path, dtype):
+def test_average_checkpoints_is_the_mean_in_float64(tmp_path, dtype):
     xs = [1000 * normal(7, 5, seed=seed, dtype=torch.float64).to(dtype) for seed in range(5)]
     paths = [
         save_checkpoint(tmp_path, i, {"model": {"x": x, "n": torch.tensor([i, 7])}}, {})
@@ -975,7 +977,7 @@ def test_an_average_is_the_mean_in_float64(tmp_path, dtype):
     assert torch.equal(average_checkpoints(paths[2:3])["x"], xs[2])
 
 
-def test_a_mean_survives_what_its_sum_would_not(tmp_path):
+def test_average_checkpoints_does_not_overflow(tmp_path):
     big = {"model": {"x": torch.full((3,), 6e4, dtype=torch.float16)}}
     paths = [save_checkpoint(tmp_path, step, big, {}) for step in range(3)]
     assert average_checkpoints(paths)["x"].tolist() == [6e4] * 3
@@ -984,7 +986,7 @@ def test_a_mean_survives_what_its_sum_would_not(tmp_path):
     assert average_checkpoints(paths)["x"].item() == 1 + 2**-23
 
 
-def test_another_group_can_be_averaged(tmp_path):
+def test_average_checkpoints_accepts_another_group(tmp_path):
     paths = [
         save_checkpoint(tmp_path, i, {"average": {"x": torch.tensor([float(i)])}}, {})
         for i in range(3)
@@ -1002,7 +1004,7 @@ def test_another_group_can_be_averaged(tmp_path):
         {"x": torch.zeros(3).long()},
     ],
 )
-def test_checkpoints_of_different_tensors_are_not_averaged(tmp_path, other):
+def test_average_checkpoints_refuses_different_tensors(tmp_path, other):
     first = save_checkpoint(tmp_path, 1, {"model": {"x": torch.zeros(3)}}, {})
     second = save_checkpoint(tmp_path, 2, {"model": other}, {})
     for a, b in ([first, second], [second, first]):
@@ -1011,7 +1013,7 @@ def test_checkpoints_of_different_tensors_are_not_averaged(tmp_path, other):
             average_checkpoints([a, b])
 
 
-def test_what_differs_is_named_on_both_sides(tmp_path):
+def test_average_checkpoints_names_what_differs_on_both_sides(tmp_path):
     paths = [
         save_checkpoint(tmp_path, i, {"model": {"x": torch.zeros(i), "y": torch.ones(2)}}, {})
         for i in (3, 5)
@@ -1021,7 +1023,7 @@ def test_what_differs_is_named_on_both_sides(tmp_path):
         average_checkpoints(paths)
 
 
-def test_a_damaged_checkpoint_is_not_averaged(tmp_path):
+def test_average_checkpoints_refuses_a_corrupted_checkpoint(tmp_path):
     paths = [save(tmp_path, step) for step in (1, 2)]
     flip(paths[1] / "model.safetensors", -1)
     with pytest.raises(CheckpointError, match="step-00000002/model.safetensors"):
@@ -1052,7 +1054,7 @@ def test_a_damaged_checkpoint_is_not_averaged(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_refused_with_what_was_wanted_and_what_came(tmp_path, call, message):
+def test_checkpoints_refuse_bad_input_with_both_values(tmp_path, call, message):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -99,7 +99,7 @@ def cached(server):
 # Numbers in words
 
 
-def test_numbers_are_named_in_the_order_and_the_languages_asked_for():
+def test_number_names_follow_the_given_order_and_languages():
     assert number_names(numbers=[21, 7]) == [("twenty-one", "einundzwanzig"), ("seven", "sieben")]
     assert number_names("de", "fr", [97]) == [("siebenundneunzig", "quatre-vingt-dix-sept")]
     assert number_names("ja", "en", iter([4321])) == [
@@ -108,26 +108,26 @@ def test_numbers_are_named_in_the_order_and_the_languages_asked_for():
     assert number_names(numbers=[]) == []
 
 
-def test_the_default_is_english_and_german_below_ten_thousand():
+def test_number_names_default_to_english_and_german_below_ten_thousand():
     default = inspect.signature(number_names).parameters
     assert [default[name].default for name in default] == ["en", "de", range(10_000)]
 
 
 @pytest.mark.slow
-def test_ten_thousand_pairs_without_repetition_on_either_side():
+def test_number_names_repeat_on_neither_side():
     pairs = number_names()
     assert len(pairs) == 10_000 and pairs[0] == ("zero", "null") and pairs[-1][0].startswith("nine")
     assert len({s for s, _ in pairs}) == len({t for _, t in pairs}) == 10_000
 
 
-def test_an_unknown_language_is_refused_by_name():
+def test_number_names_refuse_an_unknown_language_by_name():
     for languages in (("xx", "de"), ("en", "xx")):
         want = f"languages of num2words, got {languages[0]!r} and {languages[1]!r}"
         with pytest.raises(ValueError, match=f"number_names: .*{want}"):
             number_names(*languages, numbers=[1])
 
 
-def test_a_language_is_known_by_its_name_or_its_region():
+def test_number_names_accept_a_language_with_its_region():
     assert number_names("en_US", "de", [3]) == [("three", "drei")]
     for wrong in ("denmark", "DE", "", "e"):  # num2words itself takes "denmark" for German
         with pytest.raises(ValueError, match="languages of num2words, got "):
@@ -136,7 +136,7 @@ def test_a_language_is_known_by_its_name_or_its_region():
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("bad", [None, float("nan"), 1.5, "12", True, b"1"], ids=repr)
-def test_a_number_that_is_no_integer_is_refused_with_its_place(bad):
+def test_number_names_refuse_a_number_that_is_no_integer_with_its_index(bad):
     with pytest.raises(
         ValueError, match=rf"number_names: number 3 must be an integer, got {bad!r}"
     ):
@@ -144,20 +144,22 @@ def test_a_number_that_is_no_integer_is_refused_with_its_place(bad):
 
 
 @pytest.mark.bad_input
-def test_a_language_that_is_no_string_is_refused():
+def test_number_names_refuse_a_language_that_is_no_string():
     with pytest.raises(ValueError, match="languages of num2words, got 'en' and None"):
         number_names("en", None)
 
 
 @pytest.mark.parametrize("languages, number", [(("en", "cs"), 10**400), (("ce", "en"), -5)])
-def test_a_number_beyond_a_language_is_refused_with_its_place(languages, number):
+def test_number_names_refuse_a_number_that_a_language_cannot_write_with_its_index(
+    languages, number
+):
     want = f"cannot write number 1 in '{languages[0]}' and '{languages[1]}'"
     with pytest.raises(ValueError, match=want):
         number_names(*languages, numbers=[1, number])
 
 
 @pytest.mark.bad_input  # beartype wants Python's own integers
-def test_numbers_may_be_an_array_or_an_iterator():
+def test_number_names_accept_an_array_or_an_iterator():
     expected = number_names(numbers=[1, 2])
     assert number_names(numbers=iter([1, 2])) == expected
     assert number_names(numbers=np.array([1, 2])) == expected
@@ -188,19 +190,19 @@ def library(tmp_path, monkeypatch):
     return "ab = 1\n# -*- coding: latin-1 -*-\na = 'ä'\nz = 1\nb = 'ä'\n"
 
 
-def test_files_come_by_name_in_their_encoding_without_tests_and_packages(library):
+def test_stdlib_source_reads_files_by_name_in_their_encoding(library):
     assert stdlib_source() == library
 
 
 @pytest.mark.parametrize("n", [0, 1, 6, 7, 8, 38, 39, 40, 60, 1000])
-def test_the_beginning_ends_between_two_characters(library, n):
+def test_stdlib_source_is_cut_between_two_characters(library, n):
     part = stdlib_source(n)
     assert library.startswith(part) and len(part.encode()) <= n
     rest = library[len(part) :]
     assert not rest or len((part + rest[0]).encode()) > n
 
 
-def test_files_beyond_the_limit_are_not_read(library, monkeypatch):
+def test_stdlib_source_does_not_read_files_beyond_the_limit(library, monkeypatch):
     opened = []
 
     def counting(path, original=tokenize.open):
@@ -211,7 +213,7 @@ def test_files_beyond_the_limit_are_not_read(library, monkeypatch):
     assert stdlib_source(5) == "ab = " and opened == ["a-b.py"]
 
 
-def test_no_source_is_said_and_so_is_a_negative_size(tmp_path, monkeypatch):
+def test_stdlib_source_reports_missing_files_and_refuses_a_negative_size(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.sysconfig, "get_path", lambda name: str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="stdlib_source: no Python source in .*none"):
         stdlib_source()
@@ -219,7 +221,7 @@ def test_no_source_is_said_and_so_is_a_negative_size(tmp_path, monkeypatch):
         stdlib_source(-1)
 
 
-def test_this_python_has_megabytes_of_source():
+def test_stdlib_source_of_this_python_has_megabytes():
     text = stdlib_source(3_000_000)
     assert 2_999_990 < len(text.encode()) <= 3_000_000 and text == stdlib_source(3_000_000)
     assert "def " in text and "import " in text
@@ -228,7 +230,7 @@ def test_this_python_has_megabytes_of_source():
 # Downloads
 
 
-def test_a_good_download_is_used_and_kept(server):
+def test_download_is_used_and_cached(server):
     assert multi30k(split="val") == PAIRS
     assert cached(server) == ["multi30k/val.de.gz", "multi30k/val.en.gz"]
     assert multi30k(split="val") == PAIRS
@@ -236,21 +238,21 @@ def test_a_good_download_is_used_and_kept(server):
     assert (server.cache / "multi30k/val.en.gz").read_bytes() == FILES["multi30k/val.en.gz"]
 
 
-def test_lines_are_kept_exactly_and_paired(server):
+def test_multi30k_keeps_lines_exactly_and_pairs_them(server):
     assert multi30k("en", "fr", "val") == [
         (s, t) for (s, _), t in zip(PAIRS, ["Un chien.", "", ""], strict=True)
     ]
     assert multi30k("de", "en", "val") == [(t, s) for s, t in PAIRS]
 
 
-def test_shakespeare_is_cut_by_characters_after_nine_tenths(server):
+def test_tiny_shakespeare_is_split_by_characters_after_nine_tenths(server):
     text = FILES["tinyshakespeare/input.txt"].decode()
     first, last = tiny_shakespeare()
     assert first + last == text and len(first) == len(text) * 9 // 10
     assert cached(server) == ["tinyshakespeare/input.txt"]
 
 
-def test_a_corrupted_download_is_refused_and_not_kept(server):
+def test_download_that_is_corrupted_is_refused_and_not_cached(server):
     name = "multi30k/val.en.gz"
     server.behave[name] = ["corrupt", "corrupt"]
     bad = bytes([FILES[name][0] ^ 1]) + FILES[name][1:]
@@ -264,7 +266,7 @@ def test_a_corrupted_download_is_refused_and_not_kept(server):
 
 
 @pytest.mark.parametrize("how", ["cut", "cut, without a length", "empty", 500, 503])
-def test_a_download_that_breaks_off_leaves_nothing_and_the_next_call_begins_again(server, how):
+def test_download_that_is_truncated_leaves_nothing_and_restarts_at_the_next_call(server, how):
     server.behave["multi30k/val.de.gz"] = [how]
     # Without a length nobody can know that something is missing, until the hash is computed.
     with pytest.raises(ValueError if how == "cut, without a length" else ConnectionError) as error:
@@ -278,7 +280,7 @@ def test_a_download_that_breaks_off_leaves_nothing_and_the_next_call_begins_agai
 @pytest.mark.parametrize(
     "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data + b" "]
 )
-def test_a_damaged_file_in_the_cache_is_fetched_again(server, damage):
+def test_cache_with_a_corrupted_file_downloads_it_again(server, damage):
     multi30k(split="val")
     path = server.cache / "multi30k/val.en.gz"
     path.write_bytes(damage(path.read_bytes()))
@@ -287,7 +289,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(server, damage):
     assert sha256(path.read_bytes()) == sha256(FILES["multi30k/val.en.gz"])
 
 
-def test_without_a_network_the_error_says_what_to_do(server, monkeypatch):
+def test_download_without_a_network_says_what_to_do(server, monkeypatch):
     monkeypatch.setattr(datasets, "_SHA256", REAL_HASHES)
     with socket.socket() as closed:  # a port where nobody listens
         closed.bind(("127.0.0.1", 0))
@@ -303,7 +305,7 @@ def test_without_a_network_the_error_says_what_to_do(server, monkeypatch):
     assert server.asked == []  # another place is for files that are not found
 
 
-def test_without_a_network_what_was_fetched_is_there_and_what_rotted_is_not(server, monkeypatch):
+def test_cache_without_a_network_serves_valid_files_only(server, monkeypatch):
     multi30k(split="val")
     monkeypatch.setattr(datasets, "_PLACES", dict.fromkeys(REAL_PLACES, ["http://127.0.0.1:9/"]))
     assert multi30k(split="val") == PAIRS
@@ -313,7 +315,7 @@ def test_without_a_network_what_was_fetched_is_there_and_what_rotted_is_not(serv
         multi30k(split="val")
 
 
-def test_where_the_commit_is_not_found_the_branch_may_answer_if_the_hash_is_right(server):
+def test_download_falls_back_to_the_branch_if_the_hash_matches(server):
     datasets._PLACES["multi30k"] = [f"{server.url}/{ref}/multi30k/" for ref in ("commit", "branch")]
     server.behave |= {f"commit/multi30k/val.{s}.gz": [404, 404] for s in ("en", "de")}
     server.behave["branch/multi30k/val.en.gz"] = ["corrupt"]
@@ -326,9 +328,7 @@ def test_where_the_commit_is_not_found_the_branch_may_answer_if_the_hash_is_righ
         multi30k("fr", "de", "val")
 
 
-def test_progress_is_shown_and_the_downloader_keeps_its_notes_to_itself(
-    server, capsys, monkeypatch
-):
+def test_download_shows_progress_and_no_log(server, capsys, monkeypatch):
     import pooch
     import tqdm
 
@@ -353,7 +353,7 @@ def test_progress_is_shown_and_the_downloader_keeps_its_notes_to_itself(
 
 
 @pytest.mark.slow
-def test_a_process_killed_in_the_middle_of_a_download_leaves_no_corpus(server):
+def test_download_killed_midway_leaves_no_corpus(server):
     name = "multi30k/val.en.gz"
     server.behave[name] = ["stall"]
     code = f"""import pooch
@@ -377,7 +377,7 @@ OUT_OF_ROOM = OSError(28, "No space left on device", "some/file")
 
 
 @pytest.mark.parametrize("problem", ["a file", "a file in the way", "no room", "not allowed"])
-def test_a_cache_that_cannot_be_used_is_named_with_a_way_out(server, monkeypatch, problem):
+def test_cache_that_cannot_be_used_is_named_with_a_remedy(server, monkeypatch, problem):
     import pooch
 
     if problem == "a file":  # where the cache's folder should be
@@ -397,7 +397,7 @@ def test_a_cache_that_cannot_be_used_is_named_with_a_way_out(server, monkeypatch
     assert "None" not in str(told.value)
 
 
-def test_a_refused_download_says_what_to_do(server):
+def test_download_that_is_refused_says_what_to_do(server):
     server.behave["multi30k/val.en.gz"] = ["corrupt"]
     with pytest.raises(
         ValueError, match="another network, or let TRANSFORMER_LIB_DATA name a folder"
@@ -419,18 +419,18 @@ def folder(server, tmp_path, monkeypatch):
     assert server.asked == [] and not server.cache.exists()  # neither network nor cache
 
 
-def test_files_in_the_readers_folder_are_used(folder):
+def test_data_folder_of_the_user_is_used(folder):
     assert multi30k(split="val") == PAIRS
     assert "".join(tiny_shakespeare()) == FILES["tinyshakespeare/input.txt"].decode()
 
 
-def test_a_home_folder_may_be_written_with_a_tilde(folder, monkeypatch):
+def test_data_folder_may_start_with_a_tilde(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
     monkeypatch.setenv("TRANSFORMER_LIB_DATA", "~/own")
     assert multi30k(split="val") == PAIRS
 
 
-def test_a_wrong_byte_in_the_readers_folder_is_refused_with_file_and_hashes(folder):
+def test_data_folder_with_a_wrong_byte_is_refused_with_file_and_hashes(folder):
     for name, load in (
         ("multi30k/val.de.gz", lambda: multi30k(split="val")),
         ("tinyshakespeare/input.txt", tiny_shakespeare),
@@ -443,7 +443,7 @@ def test_a_wrong_byte_in_the_readers_folder_is_refused_with_file_and_hashes(fold
             assert part in str(refused.value)
 
 
-def test_a_missing_file_in_the_readers_folder_is_named(folder):
+def test_data_folder_without_a_file_names_it(folder):
     (folder / "multi30k/val.de.gz").unlink()
     want = r"TRANSFORMER_LIB_DATA must hold multi30k/val\.de\.gz, not .*own/multi30k/val\.de\.gz"
     with pytest.raises(FileNotFoundError, match=want):
@@ -454,7 +454,7 @@ def test_a_missing_file_in_the_readers_folder_is_named(folder):
 
 
 @pytest.mark.parametrize("asked", [("en", "cs", "val"), ("xx", "de", "val"), ("en", "de", "test")])
-def test_an_unknown_language_or_split_is_refused_before_anything_is_fetched(server, asked):
+def test_multi30k_refuses_an_unknown_language_or_split_before_any_download(server, asked):
     with pytest.raises(ValueError) as refused:
         multi30k(*asked)
     for part in (
@@ -465,7 +465,7 @@ def test_an_unknown_language_or_split_is_refused_before_anything_is_fetched(serv
 
 
 @pytest.mark.parametrize("package", ["pooch", "requests", "num2words"])
-def test_a_missing_package_says_how_to_get_it(server, monkeypatch, package):
+def test_datasets_without_a_package_say_how_to_install_it(server, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     load = number_names if package == "num2words" else tiny_shakespeare
     with pytest.raises(
@@ -475,7 +475,7 @@ def test_a_missing_package_says_how_to_get_it(server, monkeypatch, package):
 
 
 @pytest.mark.slow
-def test_importing_loads_none_of_the_packages():
+def test_datasets_load_optional_packages_only_when_used():
     code = """import sys, torch, numpy, jaxtyping
 before = set(sys.modules)
 import transformer_lib.datasets
@@ -487,7 +487,7 @@ print(sorted({m.split(".")[0] for m in set(sys.modules) - before}))"""
 # What is promised about the public files
 
 
-def test_addresses_name_a_commit_first_and_every_file_has_a_hash():
+def test_datasets_name_a_commit_first_and_a_hash_for_every_file():
     assert REAL_PLACES["multi30k"][0].endswith("/multi30k/dataset/a3d2e0d/data/task1/raw/")
     assert (
         "/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/" in REAL_PLACES["tinyshakespeare"][0]
@@ -525,7 +525,7 @@ def test_multi30k_has_its_known_sizes(real, split, n):
     assert all("\n" not in line for pair in sides["en"] for line in pair)
 
 
-def test_multi30k_begins_as_known(real):
+def test_multi30k_starts_as_known(real):
     assert multi30k()[0] == (
         "Two young, White males are outside near many bushes.",
         "Zwei junge weiße Männer sind im Freien in der Nähe vieler Büsche.",

@@ -61,7 +61,7 @@ def one_pair(name, score, q, k):
 
 
 @each_score
-def test_every_pair_gets_the_number_of_its_equation(name):
+def test_scores_follow_their_equations_for_every_pair(name):
     score, width = score_named(name)
     query, key = draw(T, KQ), draw(S, width)
     scores = score(query, key)
@@ -84,7 +84,7 @@ def test_learned_scores_follow_their_equations_for_equal_and_unequal_widths(name
 
 
 @each_score
-def test_leading_axes_are_independent_batches(name):
+def test_scores_treat_leading_axes_as_independent_batches(name):
     score, width = score_named(name)
     query, key = draw(B, H, T, KQ), draw(B, H, S, width)
     scores = score(query, key)
@@ -95,7 +95,7 @@ def test_leading_axes_are_independent_batches(name):
 
 
 @each_score
-def test_reordering_queries_and_keys_reorders_rows_and_columns(name):
+def test_scores_are_permuted_with_queries_and_keys(name):
     score, width = score_named(name)
     query, key = draw(T, KQ), draw(S, width)
     rows, columns = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([6, 2, 0, 5, 1, 4, 3])
@@ -104,7 +104,7 @@ def test_reordering_queries_and_keys_reorders_rows_and_columns(name):
 
 
 @each_score
-def test_gradients_agree_with_finite_differences_for_inputs_and_parameters(name):
+def test_scores_gradients_agree_with_finite_differences(name):
     score, width = score_named(name)
     query, key = draw(2, 3, KQ).requires_grad_(), draw(2, 2, width).requires_grad_()
     assert torch.autograd.gradcheck(score, (query, key))
@@ -120,7 +120,7 @@ def test_gradients_agree_with_finite_differences_for_inputs_and_parameters(name)
 
 
 @each_score
-def test_every_parameter_receives_gradient(name):
+def test_learned_scores_give_every_parameter_a_gradient(name):
     score, width = score_named(name)
     score(draw(T, KQ), draw(S, width).requires_grad_()).pow(2).sum().backward()
     for parameter in score.parameters() if isinstance(score, torch.nn.Module) else ():
@@ -129,7 +129,7 @@ def test_every_parameter_receives_gradient(name):
 
 @each_score
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_types_stay_themselves_and_near_float64(name, dtype):
+def test_scores_in_half_precision_are_near_float64_and_keep_their_dtype(name, dtype):
     exact, width = score_named(name)
     narrow, _ = score_named(name, dtype)
     query, key = draw(B, T, KQ), draw(B, S, width)
@@ -141,7 +141,7 @@ def test_narrow_types_stay_themselves_and_near_float64(name, dtype):
 
 
 @each_score
-def test_inputs_are_left_alone(name):
+def test_scores_leave_inputs_unchanged(name):
     score, width = score_named(name)
     query, key = draw(T, KQ), draw(S, width)
     before = query.clone(), key.clone()
@@ -151,25 +151,25 @@ def test_inputs_are_left_alone(name):
 
 @each_score
 @pytest.mark.parametrize("sizes", [(2, 1, 1), (2, 0, 3), (2, 3, 0), (0, 3, 5)])
-def test_single_and_absent_positions_are_legal(name, sizes):
+def test_scores_accept_single_and_absent_positions(name, sizes):
     batch, n_queries, n_keys = sizes
     score, width = score_named(name)
     scores = score(draw(batch, n_queries, KQ), draw(batch, n_keys, width))
     assert scores.shape == (batch, n_queries, n_keys)
 
 
-def test_width_zero_scores_zero_instead_of_dividing_by_it():
+def test_scaled_dot_score_of_width_zero_is_zero():
     assert torch.equal(scaled_dot_score(draw(3, 0), draw(5, 0)), torch.zeros(3, 5, dtype=F64))
 
 
 @pytest.mark.parametrize("width", [4, 64, 1024])
-def test_scaled_scores_of_standard_normals_have_variance_one(width):
+def test_scaled_dot_score_of_standard_normals_has_variance_one(width):
     # over 2000 draws the sample variance had std 0.058 at width 4, less at larger ones
     query, key = draw(300, width, seed=1), draw(300, width, seed=2)
     assert scaled_dot_score(query, key).var().item() == pytest.approx(1, abs=5 * 0.058)
 
 
-def test_bilinear_scores_of_standard_normals_start_with_variance_one():
+def test_bilinear_score_of_standard_normals_starts_with_variance_one():
     torch.manual_seed(0)
     score = BilinearScore(d_query=64, d_key=128).double()
     # over 2000 draws the sample variance had std 0.024
@@ -189,41 +189,41 @@ def test_bilinear_parameters_start_with_the_variance_the_docstring_states():
     shape=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6)),
 )
 @settings(derandomize=True, max_examples=25, deadline=None)
-def test_a_given_scale_replaces_the_default(scale, shape):
+def test_scaled_dot_score_replaces_the_default_by_a_given_scale(scale, shape):
     n_queries, n_keys, width = shape
     query, key = draw(n_queries, width, seed=1), draw(n_keys, width, seed=2)
     expected = scale * dot_score(query, key)
     torch.testing.assert_close(scaled_dot_score(query, key, scale=scale), expected)
 
 
-def test_half_precision_products_that_only_the_scale_keeps_finite_are_finite():
+def test_scaled_dot_score_in_half_precision_does_not_overflow_before_scaling():
     loud = torch.full((1, 64), 32.0, dtype=torch.float16)
     assert dot_score(loud, loud).isinf().all()
     assert scaled_dot_score(loud, loud).item() == 64 * 32 * 32 / 8
 
 
-def test_projecting_then_dot_product_is_a_bilinear_score():
+def test_bilinear_score_equals_projecting_then_dot_product():
     to_query, to_key, x, y = draw(KQ, 3), draw(KK, 3), draw(T, KQ), draw(S, KK)
     score = BilinearScore(d_query=KQ, d_key=KK).double()
     score.weight.data = to_query @ to_key.T
     torch.testing.assert_close(score(x, y), dot_score(x @ to_query, y @ to_key))
 
 
-def test_additive_scores_are_bounded_by_the_output_weights_however_large_the_inputs():
+def test_additive_score_is_bounded_by_the_output_weights():
     score, width = score_named("additive")
     bound = score.to_score.weight.abs().sum()
     scores = score(1e6 * draw(T, KQ), 1e6 * draw(S, width))
     assert (scores.abs() <= bound * (1 + 1e-12)).all() and scores.abs().max() > 0.1 * bound
 
 
-def test_parameter_counts_follow_their_formulas():
+def test_learned_scores_have_as_many_parameters_as_the_formulas():
     for dq, dk, hidden in ((3, 5, 7), (11, 2, 1)):
         count = sum(p.numel() for p in AdditiveScore(dq, dk, hidden).parameters())
         assert count == hidden * (dq + dk + 2)
         assert sum(p.numel() for p in BilinearScore(dq, dk).parameters()) == dq * dk
 
 
-def test_learned_scores_survive_a_state_dict_and_show_their_sizes():
+def test_learned_scores_round_trip_through_a_state_dict_and_show_their_sizes():
     for make in (lambda: BilinearScore(KQ, KK), lambda: AdditiveScore(KQ, KK, A)):
         one, other = make(), make()
         other.load_state_dict(one.state_dict())
@@ -234,7 +234,7 @@ def test_learned_scores_survive_a_state_dict_and_show_their_sizes():
 
 @pytest.mark.plain
 @each_score
-def test_compiles_into_one_graph(name):
+def test_scores_compile_into_one_graph(name):
     score, width = score_named(name)
     compiled = torch.compile(score, fullgraph=True, backend="eager")
     query, key = draw(T, KQ), draw(S, width)
@@ -254,7 +254,7 @@ def test_compiles_into_one_graph(name):
         ("additive", "AdditiveScore"),
     ],
 )
-def test_misfits_are_named_with_both_numbers(name, function):
+def test_scores_refuse_sizes_that_do_not_fit_with_both_numbers(name, function):
     score, width = score_named(name)
     with pytest.raises(ValueError, match=f"^{function}: key must .* = {width}, got .*19.$"):
         score(draw(T, KQ), draw(S, 19))
@@ -272,7 +272,7 @@ def test_misfits_are_named_with_both_numbers(name, function):
 
 
 @pytest.mark.bad_input
-def test_widths_below_one_are_refused():
+def test_learned_scores_refuse_widths_below_one():
     for sizes in ((0, 3), (3, 0), (-1, 3)):
         with pytest.raises(ValueError, match=f"BilinearScore: d_.* at least 1, got {min(sizes)}"):
             BilinearScore(*sizes)
