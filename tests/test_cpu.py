@@ -280,6 +280,7 @@ def test_replaced_parts_keep_their_hooks_and_shared_parts_stay_shared():
     assert type(model[1]) is cpu._Dropout and not model[1].training
     model(torch.ones(2, 3))
     assert seen == [1, 1]
+    assert repr(model[:2]) == repr(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)))
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -16,7 +16,7 @@ import torch
 from test_recipes import PAIRS, losses, run, tiny
 
 from transformer_lib import __main__ as command
-from transformer_lib import trainer
+from transformer_lib import cpu, trainer
 from transformer_lib.__main__ import main
 from transformer_lib.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_records
 from transformer_lib.models import Transformer, TransformerConfig
@@ -271,6 +271,13 @@ def test_translate_reads_arguments_or_lines(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Ein Hund rennt.\n\nZwei Hunde.\n"))
     main(["translate", "multi30k-de-en", "--beam", "1"])
     assert capsys.readouterr().out.splitlines() == [wanted[0], "", wanted[1]]
+
+
+def test_translate_packs_the_model_on_a_cpu(monkeypatch, capsys):
+    packed, pack = [], cpu.pack_for_decoding
+    monkeypatch.setattr(cpu, "pack_for_decoding", lambda m: packed.append(m) or pack(m))
+    main(["translate", "multi30k-de-en", "Ein Hund rennt.", "--beam", "1", "--device", "cpu"])
+    assert capsys.readouterr().out.strip() and len(packed) == 1
 
 
 def test_translate_takes_an_export_or_the_folder_of_a_run(tmp_path, monkeypatch, capsys):

@@ -223,3 +223,13 @@ def test_require_indices_checks_type_and_rank_before_values():
         assert message == (
             f"f: tokens must be int32 or int64 of shape (B, T), got {got} of shape {tuple(x.shape)}"
         )
+
+
+def test_require_shapes_refuses_more_axes_than_letters():
+    message = refused(require_shapes, "f", x=(torch.zeros(2, 3, 4), "B T"))
+    assert message == "f: x must have shape (B, T), got (2, 3, 4)"
+
+
+def test_require_mask_refuses_fewer_axes_even_where_their_sizes_would_fit():
+    message = refused(require_mask, "f", torch.zeros(3, 3, 3, 5), 3, torch.ones(1, 1, 3).bool())
+    assert message.startswith("f: mask must have shape (3, 3), or that of the scores (3, 3, 3, 3)")

@@ -309,6 +309,7 @@ def _add_translate(commands: Any) -> None:
 
 
 def _translate(options: argparse.Namespace) -> None:
+    from . import cpu
     from .translation import Translator
 
     _use_machine(options)
@@ -316,6 +317,8 @@ def _translate(options: argparse.Namespace) -> None:
     translator = Translator.load(inside if inside.is_dir() else options.model)
     if options.device:
         translator.model.to(options.device)
+    if next(translator.model.parameters()).device.type == "cpu":
+        translator.model = cpu.pack_for_decoding(translator.model)
     for text in options.texts or sys.stdin:
         line = text.rstrip("\r\n")
         found = translator([line], beam=options.beam, length_penalty=options.length_penalty)

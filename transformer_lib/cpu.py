@@ -55,7 +55,16 @@ class _Product(torch.autograd.Function):
         return to_x, to_weight, rows.sum(dim=0) if needs[2] else None
 
 
-class _Linear(PartialLinear):
+class _Replacement(nn.Module):
+    """A module that stands for another one, and shows that one's name."""
+
+    _stands_for = ""
+
+    def _get_name(self) -> str:
+        return self._stands_for
+
+
+class _Linear(_Replacement, PartialLinear):
     """A linear layer by oneDNN, forward and backward."""
 
     def forward(
@@ -71,7 +80,7 @@ class _Linear(PartialLinear):
         return _Product.apply(x, weight, bias) if torch.is_grad_enabled() else _ask(x, weight, bias)
 
 
-class _Dropout(nn.Dropout):
+class _Dropout(_Replacement, nn.Dropout):
     """Dropout by 16 random bits a number: p is taken to the nearest 65,536th, and below 1."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -88,7 +97,7 @@ class _Dropout(nn.Dropout):
 def _replaced(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Make a module of another class from the same parameters, hooks and settings."""
     new = kind.__new__(kind)
-    new.__dict__.update(vars(module))
+    new.__dict__.update(vars(module), _stands_for=module._get_name())
     return new
 
 
@@ -156,7 +165,7 @@ def _attend_one(
     return attention.out_proj(mixed.reshape(B, 1, H * K))
 
 
-class _DecodingLayer(EncoderLayer):
+class _DecodingLayer(_Replacement, EncoderLayer):
     """A layer in evaluation that takes fewer operations for one new token with a cache."""
 
     def forward(

@@ -248,7 +248,8 @@ class Trainer:
     """Train a model on batches, on one device or on several.
 
     A batch means the same however many processes and parts it is cut into: the loss is the sum
-    over all its rows, divided by all its tokens, and the data's state counts whole batches.
+    over all its rows, divided by all its tokens, and the data's state counts whole batches. On a
+    CPU, `use_onednn` replaces the model's linear layers and dropout by faster ones, in place.
 
     Args:
         model: any module that `loss` can call.
@@ -305,6 +306,10 @@ class Trainer:
         self.precision = choose_precision(worker.device) if wanted == "auto" else wanted
         self.scaler = torch.amp.GradScaler(worker.device.type, enabled=self.precision == "fp16")
         self._description = _described(model)  # before sharding renames its class
+        if worker.device.type == "cpu":
+            from transformer_lib.cpu import use_onednn
+
+            use_onednn(model)
         self.bare = recompute_activations(model) if config.recompute else model
         self.model = parallelize(model, worker, sharding)
         if config.compile:
