@@ -190,6 +190,9 @@ def _attend_to_few(
     return mixed if nothing is None else mixed.masked_fill(nothing, 0.0)
 
 # %% ../chapters/1_attention/3_attention.ipynb #a4cfc53d
+_GIVES_ZEROS = {"cpu"}  # whose kernels do so where nothing is visible; cuDNN's does not
+
+
 def attend(
     query: Float[Tensor, "*batch T Kq"],
     key: Float[Tensor, "*batch S Kk"],
@@ -243,8 +246,9 @@ def attend_unchecked(
         return kernel(query, key, value, is_causal=True, scale=scale, dropout_p=dropout)
     visible = _visible(mask, causal, query, n_keys)
     nothing = None
-    if visible is not None and (mask is not None or n_queries > n_keys):
-        # A row without a visible key: cuDNN's kernel gives it NaN or numbers, so let it see all.
+    rows_may_be_empty = mask is not None or n_queries > n_keys
+    if visible is not None and rows_may_be_empty and query.device.type not in _GIVES_ZEROS:
+        # Let a row without a visible key see all of them, and fill it with zeros afterwards.
         nothing = ~visible.any(dim=-1, keepdim=True)
         visible = visible | nothing
     if bias is not None:

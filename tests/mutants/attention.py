@@ -237,8 +237,8 @@ MUTANTS = [
     ),
     (
         "fused: causal rows without a key forgotten",
-        "if visible is not None and (mask is not None or n_queries > n_keys):",
-        "if visible is not None and mask is not None:",
+        "rows_may_be_empty = mask is not None or n_queries > n_keys",
+        "rows_may_be_empty = mask is not None",
     ),
     (
         "few: in mixed precision too",
