@@ -48,6 +48,7 @@ from benchmarks.harness import Case, Setting, as_dicts, run_suite, standing
 from benchmarks.peers import CLEAR
 from transformer_lib.attention import attend
 from transformer_lib.batches import BlockBatches, Blocks, PairBatches
+from transformer_lib.bleu import bleu
 from transformer_lib.checkpoints import load_checkpoint
 from transformer_lib.cost import decoder_only_cost
 from transformer_lib.datasets import multi30k, stdlib_source, tiny_shakespeare
@@ -60,7 +61,7 @@ from transformer_lib.recipes import RECIPES
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.tokenizer import Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.translation import Translator, score
+from transformer_lib.translation import Translator
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASHEET = {  # dense bf16 operations per second, by the name that CUDA reports
@@ -709,7 +710,7 @@ def multi30k_run(part: Part) -> None:
             took = {"seconds": time.perf_counter() - start, "examples": hypotheses[:3]}
             part.note(**{name: took})
             with contextlib.suppress(ImportError):  # without sacrebleu, the loss must do
-                took["bleu"] = dataclasses.asdict(score(hypotheses, references))
+                took["bleu"] = dataclasses.asdict(bleu(hypotheses, references))
                 part.note(**{name: took})
             say(f"multi30k: {name}: BLEU {took.get('bleu', {}).get('bleu')} on validation")
 

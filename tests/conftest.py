@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,18 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def corpus(monkeypatch):
+    """The folder of Multi30k, if it is on this machine; no test downloads anything."""
+    folder = (
+        os.environ.get("TRANSFORMER_LIB_DATA")
+        or Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
+    if not Path(folder, "multi30k").is_dir():
+        pytest.skip("needs the files of Multi30k: let TRANSFORMER_LIB_DATA name their folder")
+    monkeypatch.setenv("TRANSFORMER_LIB_DATA", str(folder))
 
 
 CPU_SECONDS = 120  # of the process itself; pyproject.toml has a limit on the clock for hangs

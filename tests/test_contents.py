@@ -178,10 +178,6 @@ def test_imports_in_the_order_are_allowed(module, source):
     assert list(import_complaints(order, {module: source})) == []
 
 
-# Layers and models are still to be separated.
-MAY_CROSS = {"_torch_options"}
-
-
 def borrowed_names(source):
     """The private names of another module of transformer_lib that a module uses."""
     aliases = set()
@@ -203,7 +199,7 @@ def borrowed_names(source):
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_private_names_stay_in_their_module(module):
     source = (ROOT / "transformer_lib" / f"{module}.py").read_text()
-    assert set(borrowed_names(source)) <= MAY_CROSS
+    assert set(borrowed_names(source)) == set()
 
 
 @pytest.mark.parametrize(

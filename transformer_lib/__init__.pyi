@@ -10,6 +10,9 @@ from . import (
     beam_search as beam_search,
 )
 from . import (
+    bleu as bleu,
+)
+from . import (
     checkpoints as checkpoints,
 )
 from . import (
