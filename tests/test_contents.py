@@ -117,7 +117,7 @@ def siblings(source):
 
 
 # Modules of the appendix that every module may import, and that import no chapter's module.
-SUPPORT = {"shapes", "plots", "checkpoints", "datasets"}
+SUPPORT = {"shapes", "plots", "checkpoints", "runs", "datasets"}
 # The one exception: these may import `cpu`, which comes later, inside a function.
 IMPORT_CPU = {"trainer", "recipes", "training", "commands"}
 

@@ -16,7 +16,7 @@ import torch
 from test_recipes import PAIRS, losses, run, tiny
 
 from transformer_lib import __main__ as command
-from transformer_lib import cpu, trainer
+from transformer_lib import cpu, runs, trainer
 from transformer_lib.__main__ import main
 from transformer_lib.checkpoints import CheckpointError, checkpoints, load_checkpoint, read_records
 from transformer_lib.models import Transformer, TransformerConfig
@@ -228,7 +228,7 @@ def test_train_refuses_a_foreign_export_folder_before_it_trains(tmp_path, monkey
 
 def test_train_logs_each_record_to_tensorboard(tmp_path, monkeypatch):
     heard = []
-    monkeypatch.setattr(trainer, "tensorboard_log", lambda folder: heard.append)
+    monkeypatch.setattr(runs, "tensorboard_log", lambda folder: heard.append)
     run(tmp_path, "--tensorboard", monkeypatch=monkeypatch)
     assert [r["step"] for r in heard if "loss" in r] == [1, 2, 3, 4]
     assert [r["step"] for r in heard if "validation_loss" in r] == [2, 4]

@@ -58,6 +58,9 @@ from . import (
     recipes as recipes,
 )
 from . import (
+    runs as runs,
+)
+from . import (
     sampling as sampling,
 )
 from . import (

@@ -241,8 +241,9 @@ def _train(options: argparse.Namespace) -> None:
 
     from .distributed import process_group
     from .models import Transformer
-    from .trainer import Trainer, tensorboard_log
+    from .trainer import Trainer
     from .recipes import check_export_folder, export_model
+    from .runs import tensorboard_log
     from .translation import Translator
 
     recipe = _chosen(options)
