@@ -200,6 +200,12 @@ def test_readme_names_the_two_commands_and_ci_runs_them():
     assert {"book", "test"} <= commands((ROOT / ".ci" / "run").read_text())
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_resolve(name):
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)\)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_contributing_describes_each_command_of_make_help():
     shown = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
     assert shown - {"help"} <= commands((ROOT / "CONTRIBUTING.md").read_text())
