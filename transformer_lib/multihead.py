@@ -27,17 +27,6 @@ from transformer_lib.shapes import (
     require_shapes,
 )
 
-# %% ../chapters/1_attention/4_multihead.ipynb #8645582d
-def split_heads(x: Float[Tensor, "B L W"], n_heads: int) -> Float[Tensor, "B n_heads L K"]:
-    """Cut the features of every position into n_heads parts, one per head."""
-    width = x.shape[-1] // n_heads
-    return x.unflatten(-1, (n_heads, width)).transpose(1, 2)  # (B, L, W) -> (B, n_heads, L, K)
-
-
-def merge_heads(x: Float[Tensor, "B H L K"]) -> Float[Tensor, "B L D"]:
-    """Lay the heads of every position side by side again."""
-    return x.transpose(1, 2).flatten(2)  # (B, H, L, K) -> (B, L, D)
-
 # %% ../chapters/1_attention/4_multihead.ipynb #c5c9585a
 class KVCache:
     """Keys and values of the positions seen so far, so that none is computed twice.

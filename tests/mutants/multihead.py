@@ -3,18 +3,18 @@
 MUTANTS = [
     (
         "heads split without a transpose",
-        "return x.unflatten(-1, (n_heads, width)).transpose(1, 2)",
-        "return x.reshape(x.shape[0], n_heads, x.shape[1], width)",
+        "heads = self.in_proj(x, rows).unflatten(-1, (-1, self.d_head)).transpose(1, 2)",
+        "y = self.in_proj(x, rows)\n        heads = y.reshape(len(y), -1, y.shape[1], self.d_head)",
     ),
     (
         "heads split into interleaved features",
-        "return x.unflatten(-1, (n_heads, width)).transpose(1, 2)",
-        "return x.unflatten(-1, (width, n_heads)).permute(0, 3, 1, 2)",
+        ".unflatten(-1, (-1, self.d_head)).transpose(1, 2)",
+        ".unflatten(-1, (self.d_head, -1)).permute(0, 3, 1, 2)",
     ),
     (
         "heads merged without a transpose",
-        "return x.transpose(1, 2).flatten(2)",
-        "return x.reshape(x.shape[0], x.shape[2], -1)",
+        "self.out_proj(mixed.transpose(1, 2).flatten(2))",
+        "self.out_proj(mixed.reshape(len(mixed), mixed.shape[2], -1))",
     ),
     (
         "keys and values packed in the other order",
