@@ -94,7 +94,7 @@ class KVCache:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes allocated, used or not: 2 B G max_len K numbers."""
+        """The bytes allocated for 2 B G max_len K numbers, whether used or not."""
         return 0 if self._buffer is None else self._buffer.nbytes
 
     def __repr__(self) -> str:
