@@ -21,7 +21,8 @@ from transformer_lib.layers import (
 )
 from transformer_lib.multihead import KVCache, MultiHeadAttention, recording
 from transformer_lib.positions import AlibiBias, RotaryPositions
-from transformer_lib.testing import check_attention, influence
+from transformer_lib.properties import influence
+from transformer_lib.testing import check_attention
 
 B, T, S, H, D, WIDE = 2, 5, 7, 3, 12, 17  # D = 12 lets 3 heads turn by rotary positions
 ACTIVATIONS = ["relu", "gelu", "silu", "swiglu", "geglu"]

@@ -30,7 +30,6 @@ from transformer_lib.testing import (
     call_with_mask,
     check_attention,
     check_model,
-    influence,
 )
 
 POSITIONS = {"order": "it has positions", "cross-attention": "its positions are one sequence's"}
@@ -54,43 +53,6 @@ def examine(kind, seed=0):
 def translate(fault="", **options):
     torch.manual_seed(0)
     return check_model(Translator(fault), vocab_size=V, cached=decode_in_pieces, **options)
-
-
-# influence
-
-
-def test_influence_is_the_largest_gradient_by_finite_differences():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    probe = torch.arange(1.0, 4.0, dtype=torch.float64).cos()
-
-    def call(x):
-        return explicit(x, x, x, causal=True)
-
-    expected = torch.zeros(2, 5, 5, dtype=torch.float64)
-    for s in range(5):
-        for f in range(3):
-            step = torch.zeros_like(x)
-            step[:, s, f] = 1e-6
-            slope = (call(x + step) - call(x - step)) @ probe / 2e-6
-            expected[..., s] = torch.maximum(expected[..., s], slope.abs())
-    torch.testing.assert_close(influence(call, [x]), expected, rtol=0, atol=1e-8)
-
-
-def test_influence_covers_heads_several_inputs_and_inputs_without_effect():
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 3, n, 7, generator=generator) for n in (5, 11, 11))
-    seen = influence(lambda k, v: explicit(query, k, v), [key, value])
-    assert seen.shape == (2, 5, 11) and (seen > 0).all()
-    alone = torch.stack([influence(lambda v: explicit(query, key, v), [value])]).squeeze(0)
-    assert (seen >= alone).all() and (seen > alone).any()
-    assert not influence(lambda k, v: v * 1.0, [key, value])[0, 0, 1:].any()
-    assert not influence(lambda unused: query * torch.ones((), requires_grad=True), [key]).any()
-
-
-def test_influence_is_seen_behind_a_normalisation_whose_features_always_sum_to_zero():
-    x = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
-    assert (influence(lambda x: F.layer_norm(x, (8,)), [x])[0].diagonal() > 1e-3).all()
 
 
 # what is right passes

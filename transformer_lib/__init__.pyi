@@ -55,6 +55,9 @@ from . import (
     positions as positions,
 )
 from . import (
+    properties as properties,
+)
+from . import (
     recipes as recipes,
 )
 from . import (
