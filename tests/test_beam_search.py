@@ -1,6 +1,5 @@
 """Decoding: what the slow searches find, for any batch; nothing lost, and bad input refused."""
 
-import copy
 import functools
 import itertools
 import math
@@ -180,16 +179,6 @@ def test_an_empty_batch_gives_an_empty_list_and_an_empty_source_a_translation():
     check_found(first, beam_slowly(next_of(model, nothing[0]), END, 2, 1.0, 4))
 
 
-def test_int32_sources_and_other_begin_and_end_tokens():
-    model = make(7, seed=4)
-    source, _ = sources(model, [4, 4])
-    for begin, end in ((0, 6), (3, 3)):
-        names, options = {"begin": begin, "end": end}, {"beam": 3, "max_len": 6}
-        found = beam_search(model, source.int(), **names, **options)
-        for tokens, row in zip(source, found, strict=True):
-            check_found(row, beam_slowly(next_of(model, tokens, begin), end, 3, 1.0, 6))
-
-
 def test_more_beams_than_there_are_extensions():
     for vocab_size in (3, 4):
         model = make(vocab_size)
@@ -306,49 +295,6 @@ def test_a_source_without_hope_is_left():
 # the model
 
 
-def test_dropout_is_off_and_every_module_gets_its_mode_back():
-    model = make(seed=2, dropout=0.5, attention_dropout=0.5)
-    source, mask = sources(model, [4, 2])
-    expected = beam_search(model, source, mask, max_len=6)
-    model.train()
-    model.encoder[0].eval()
-    modes = [module.training for module in model.modules()]
-    assert beam_search(model, source, mask, max_len=6) == expected
-    assert [module.training for module in model.modules()] == modes
-    model.output.register_forward_hook(lambda module, args, out: out * math.nan)
-    with pytest.raises(ValueError, match="beam_search: the model's logits must not be NaN"):
-        beam_search(model, source, mask, max_len=6)
-    assert [module.training for module in model.modules()] == modes
-
-
-def test_nan_in_one_row_at_a_late_step_is_refused_too():
-    model, calls = make(seed=1), []
-    bias(model, END, -20.0)
-
-    def spoil(module, args, out):
-        calls.append(None)
-        return out if len(calls) < 3 else out.index_fill(0, torch.tensor([1]), math.nan)
-
-    model.output.register_forward_hook(spoil)
-    with pytest.raises(ValueError, match="must not be NaN"):
-        beam_search(model, torch.zeros(3, 2, dtype=torch.int64), max_len=6)
-
-
-def test_inference_mode_works_and_training_afterwards():
-    for positions in ("learned", "rotary", "relative"):
-        model = make(seed=2, positions=positions)
-        source, mask = sources(model, [4, 2])
-        kept = source.clone(), copy.deepcopy(model.state_dict())
-        with torch.inference_mode():
-            inside = beam_search(model, source, mask, max_len=6)
-        assert beam_search(model, source, mask, max_len=6) == inside
-        loss = model(source, source, source_mask=mask).logsumexp(-1).sum()
-        loss.backward()
-        assert torch.equal(source, kept[0])
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, kept[1][name])
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_sums_in_single_precision(dtype):
     model = make(40, seed=3, dtype=dtype)
@@ -392,49 +338,6 @@ def refused(message):
     return pytest.raises(ValueError, match=re.escape(message))
 
 
-def test_the_table_of_positions_is_used_to_its_end_and_no_further():
-    for positions in KINDS:
-        model = make(seed=1, positions=positions, max_len=5)
-        bias(model, END, -math.inf)
-        source, _ = sources(model, [4])
-        beam_search(model, source, max_len=5)
-        if positions in ("sinusoidal", "learned"):
-            must = "max_len must be at most 5, the positions that the model has left, got 6"
-            with refused(f"beam_search: {must}"):
-                beam_search(model, source, max_len=6)
-        else:
-            beam_search(model, source, max_len=6)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"max_len": 0}, "max_len must be an integer at least 1, got 0"),
-        ({"begin": -1}, "begin must be an integer in [0, 6], got -1"),
-        ({"begin": 7}, "begin must be an integer in [0, 6], got 7"),
-        ({"end": 7}, "end must be an integer in [0, 6], got 7"),
-        ({"end": -1}, "end must be an integer in [0, 6], got -1"),
-    ],
-)
-def test_limits_and_tokens_are_checked(options, message):
-    model = make()
-    for batch in (2, 0):
-        with refused(f"beam_search: {message}"):
-            beam_search(model, torch.zeros(batch, 3, dtype=torch.int64), **{"max_len": 4} | options)
-
-
-@pytest.mark.bad_input
-def test_a_source_and_its_mask_are_checked():
-    source = torch.zeros(2, 3, dtype=torch.int64)
-    with refused("beam_search: source must be (B, S) int32 or int64, got (2, 3) of torch.float32"):
-        beam_search(make(), source.float(), max_len=4)
-    must = "source_mask must be (2, 1, 1, 3) bool, as padding_mask returns it, got (2, 3) of"
-    with refused(f"beam_search: {must} torch.bool"):
-        beam_search(make(), source, source == 0, max_len=4)
-    with refused("beam_search: source must lie between 0 and 6, got 0 to 7"):
-        beam_search(make(), torch.tensor([[0, 7]]), max_len=4)
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -460,6 +363,25 @@ def test_the_options_of_a_beam_are_checked(options, message):
         source = torch.zeros(batch, 3, dtype=torch.int64)
         with refused(f"beam_search: {message}"):
             beam_search(make(), source, max_len=4, **options)
+
+
+def test_beam_search_refuses_a_length_penalty_that_overflows():
+    with refused("max_len**length_penalty must be at most 1e304"):
+        beam_search(make(), torch.tensor([[5, 6]]), max_len=9, length_penalty=1e4)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"patience": "2"}, "patience must be a number"),
+        ({"length_penalty": None}, "length_penalty must be a number"),
+        *[({"beam": x}, "beam must be an integer at least 1") for x in ("4", 2.5, None, True)],
+    ],
+)
+def test_beam_search_refuses_options_that_are_no_numbers(options, message):
+    with refused(message):
+        beam_search(make(), torch.tensor([[5, 6]]), max_len=2, **options)
 
 
 # any model, any batch

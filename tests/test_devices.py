@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_distributed import CPU, CUDA, MPS, assert_same, loss_of, tokens, transformer
 from torch import nn
 
 from transformer_lib import devices
@@ -23,45 +24,6 @@ from transformer_lib.devices import (
     peak_memory,
     recompute_activations,
 )
-from transformer_lib.models import Transformer, TransformerConfig
-
-CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
-SIZES = {"vocab_size": 13, "d_model": 8, "n_heads": 2, "d_ff": 11, "max_len": 16}
-SIZES |= {"n_encoder_layers": 2, "n_decoder_layers": 3}
-
-
-def transformer(seed=0, **changes):
-    torch.manual_seed(seed)
-    return Transformer(TransformerConfig(**SIZES | {"dropout": 0.0} | changes))
-
-
-def tokens(n=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(13, (n, 7), generator=generator), torch.randint(13, (n, 3))
-
-
-def loss_of(model, source, target):
-    return model(source, target).logsumexp(-1).square().sum()
-
-
-def adamw(model):
-    return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1, fused=True)
-
-
-def take_steps(model, optimizer, n=3):
-    for seed in range(n):
-        torch.manual_seed(seed)
-        loss_of(model, *tokens(seed=seed)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def assert_same(first, second):
-    """Equal names and equal bits."""
-    assert first.keys() == second.keys()
-    for name, x in first.items():
-        assert torch.equal(x, second[name]), name
-
 
 # The number format
 

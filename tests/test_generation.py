@@ -1,9 +1,7 @@
 """Writing token by token: what an uncached loop writes, for both kinds of model and any batch."""
 
-import copy
 import math
 import re
-from functools import partial
 
 import pytest
 import torch
@@ -11,12 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transformer_lib.attention import padding_mask
-from transformer_lib.beam_search import beam_search
 from transformer_lib.cost import cost, decoder_only_cost
 from transformer_lib.generation import evaluation_copy, greedy, incremental_decoder, stream
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
-from transformer_lib.sampling import sample
-from transformer_lib.speculative import speculative_sample
 
 BEGIN, END = 1, 2
 POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
@@ -84,26 +79,6 @@ def parting_end(model, tokens, mask):
 # agreement
 
 
-@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("positions", POSITIONS)
-@KINDS
-def test_a_batch_writes_what_each_row_writes_alone_and_uncached(kind, positions, n_kv_heads):
-    varied = 0
-    for seed in range(2):
-        model = make(kind, seed=seed, positions=positions, n_kv_heads=n_kv_heads)
-        tokens, mask = inputs(kind, seed=seed)
-        alone = [row_alone(kind, row, n) for row, n in zip(tokens, LENGTHS, strict=True)]
-        whole = [write_slowly(model, row, 9, None) for row in alone]
-        for end in (parting_end(model, tokens, mask), None):
-            expected = [write_slowly(model, row, 9, end) for row in alone]
-            assert greedy(model, tokens, mask, max_len=9, end=end) == expected
-            singly = [greedy(model, row[None], max_len=9, end=end)[0] for row in alone]
-            assert singly == expected
-            varied += len({len(line) for line in expected}) > 1
-        varied += any(len({*line}) > 2 for line in whole)
-    assert varied >= 2  # so that it matters what is compared
-
-
 @given(
     kind=st.sampled_from([Transformer, DecoderOnly]),
     seed=st.integers(0, 10_000),
@@ -117,82 +92,6 @@ def test_any_batch_writes_what_its_rows_write(kind, seed, lengths, max_len):
     written = greedy(model, tokens, mask, max_len=max_len)
     for row, n, line in zip(tokens, lengths, written, strict=True):
         assert line == write_slowly(model, row_alone(kind, row, n), max_len)
-
-
-@KINDS
-def test_padding_may_hold_any_token(kind):
-    model = make(kind)
-    tokens, mask = inputs(kind)
-    noise = torch.where(mask[:, 0, 0], tokens, (tokens + 3) % 11)
-    assert not torch.equal(noise, tokens)
-    assert greedy(model, noise, mask, max_len=8) == greedy(model, tokens, mask, max_len=8)
-
-
-@KINDS
-def test_one_mask_may_serve_all_rows_and_none_means_all_visible(kind):
-    model = make(kind)
-    tokens, _ = inputs(kind, [6, 6, 6])
-    shown, whole = torch.tensor([2 <= i or kind is Transformer for i in range(6)]), None
-    shown = shown if kind is DecoderOnly else torch.tensor([True] * 4 + [False] * 2)
-    part = tokens[:, 2:] if kind is DecoderOnly else tokens[:, :4]
-    one, whole = shown.view(1, 1, 1, 6), torch.ones(3, 1, 1, 6, dtype=torch.bool)
-    for end in (None, parting_end(model, tokens, one)):
-        lines = greedy(model, tokens, one, max_len=7, end=end)
-        assert lines == greedy(model, part, max_len=7, end=end)
-    assert len({*map(len, lines)}) > 1  # rows leave, and the mask with them
-    assert greedy(model, tokens, whole, max_len=7) == greedy(model, tokens, max_len=7)
-
-
-@KINDS
-def test_int32_tokens_and_another_end(kind):
-    model = make(kind, seed=4)
-    tokens, mask = inputs(kind)
-    for end in (0, 10):
-        expected = greedy(model, tokens, mask, max_len=8, end=end)
-        assert greedy(model, tokens.int(), mask, max_len=8, end=end) == expected
-        alone = [row_alone(kind, row, n) for row, n in zip(tokens, LENGTHS, strict=True)]
-        assert expected == [write_slowly(model, row, 8, end) for row in alone]
-
-
-def test_a_translator_begins_with_begin():
-    model = make(Transformer, seed=1)
-    tokens, mask = inputs(Transformer)
-    with torch.no_grad():
-        logits = model(tokens, torch.full((4, 1), 7), source_mask=mask)[:, 0]
-    first = [line[0] for line in greedy(model, tokens, mask, max_len=1, begin=7, end=None)]
-    assert first == logits.argmax(dim=-1).tolist()
-
-
-def test_begin_and_end_may_be_one_token():
-    model = make(Transformer, seed=1)
-    tokens, mask = inputs(Transformer)
-    for token in range(11):
-        lines = greedy(model, tokens, mask, max_len=9, begin=token, end=token)
-        free = greedy(model, tokens, mask, max_len=9, begin=token, end=None)
-        assert lines == [line[: (*line, token).index(token)] for line in free]
-
-
-def test_an_empty_source_has_a_translation():
-    model = make(Transformer)
-    tokens, mask = inputs(Transformer, [0, 3])
-    written = greedy(model, torch.zeros(2, 0, dtype=torch.int64), max_len=6, end=None)
-    assert written[0] == written[1] == greedy(model, tokens, mask, max_len=6, end=None)[0]
-    assert written[0] == write_slowly(model, tokens[0, :0], 6, None)
-
-
-def test_a_writer_does_not_care_for_begin():
-    model = make(DecoderOnly)
-    tokens, mask = inputs(DecoderOnly)
-    lines = [greedy(model, tokens, mask, max_len=5, begin=begin) for begin in (0, 7)]
-    assert lines[0] == lines[1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@KINDS
-def test_every_precision_writes(kind, dtype):
-    model = make(kind, dtype=dtype)
-    tokens, mask = inputs(kind)
-    assert all(len(line) == 6 for line in greedy(model, tokens, mask, max_len=6, end=None))
 
 
 # streaming
@@ -222,6 +121,15 @@ def test_a_stream_thinks_of_a_token_only_when_it_is_asked_for(kind):
     for n in range(1, 4):
         next(steps)
         assert len(calls) == n
+
+
+@KINDS
+def test_a_stream_ends_with_the_row_that_stops_last(kind):
+    model, (tokens, mask) = make(kind), inputs(kind)
+    for stop in (lambda line: len(line) == 3, lambda line: len(line) - len({*line}) > 0):
+        lines = greedy(model, tokens, mask, max_len=9, end=None, stop=stop)
+        steps = list(stream(model, tokens, mask, max_len=9, end=None, stop=stop))
+        assert len(steps) == max(map(len, lines))
 
 
 @KINDS
@@ -299,24 +207,6 @@ def test_rows_that_have_ended_leave_the_batch(kind):
     predicted = [min(len(line) + 1, 9) for line in written]
     assert len({*predicted}) > 1
     assert sizes == [sum(n > t for n in predicted) for t in range(max(predicted))]
-
-
-@KINDS
-def test_stop_ends_a_row_after_the_token_that_it_sees_last(kind):
-    model = make(kind)
-    tokens, mask = inputs(kind)
-    stops = {
-        "two alike": lambda line: len(line) - len({*line}) > 0,
-        "three": lambda line: len(line) == 3,
-        "at once": lambda line: True,
-        "never": lambda line: False,
-    }
-    alone = [row_alone(kind, row, n) for row, n in zip(tokens, LENGTHS, strict=True)]
-    for stop in stops.values():
-        expected = [write_slowly(model, row, 9, None, stop) for row in alone]
-        assert greedy(model, tokens, mask, max_len=9, end=None, stop=stop) == expected
-        steps = list(stream(model, tokens, mask, max_len=9, end=None, stop=stop))
-        assert len(steps) == max(map(len, expected))
 
 
 # the decoder
@@ -478,20 +368,6 @@ def test_a_mode_changed_between_two_tokens_stays_changed(kind):
         assert all(module.training == mode for module in model.modules())
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary", "relative"])
-@KINDS
-def test_writing_changes_nothing_and_training_goes_on_afterwards(kind, positions):
-    model = make(kind, positions=positions)
-    tokens, mask = inputs(kind)
-    kept = tokens.clone(), mask.clone(), copy.deepcopy(model.state_dict())
-    greedy(model, tokens, mask, max_len=6)
-    loss = model(tokens, tokens) if kind is Transformer else model(tokens)
-    loss.logsumexp(-1).sum().backward()
-    assert torch.equal(tokens, kept[0]) and torch.equal(mask, kept[1])
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, kept[2][name])
-
-
 # what is refused
 
 
@@ -499,21 +375,8 @@ def refused(message):
     return pytest.raises(ValueError, match=re.escape(message))
 
 
-RUNS = pytest.mark.parametrize("run", [greedy, stream])
-
-
 @KINDS
-def test_nothing_is_written_for_nobody(kind):
-    model, mask = make(kind), torch.ones(0, 1, 1, 5, dtype=torch.bool)
-    model.embedding.register_forward_hook(lambda *_: pytest.fail("the model was asked"))
-    empty = torch.zeros(0, 5, dtype=torch.int64)
-    for given_mask in (None, mask):
-        assert greedy(model, empty, given_mask, max_len=4) == []
-        assert list(stream(model, empty, given_mask, max_len=4)) == []
-
-
-@KINDS
-def test_a_row_of_nan_is_refused_at_any_step(kind):
+def test_a_stream_refuses_a_row_of_nan_at_its_step(kind):
     model, calls = make(kind), []
 
     def spoil(module, args, out):
@@ -526,169 +389,6 @@ def test_a_row_of_nan_is_refused_at_any_step(kind):
     next(steps), next(steps)
     with refused("stream: the model's logits must not be NaN"):
         next(steps)
-    calls.clear()
-    with refused("greedy: the model's logits must not be NaN"):
-        greedy(model, tokens, mask, max_len=6, end=None)
-
-
-@RUNS
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_the_table_of_positions_is_used_to_its_end_and_no_further(positions, run):
-    bounded = positions in ("sinusoidal", "learned")
-    name = run.__name__
-    translator = make(Transformer, positions=positions, max_len=7)
-    tokens, mask = inputs(Transformer)
-    assert len(list(run(translator, tokens, mask, max_len=7, end=None))) in (4, 7)
-    if bounded:
-        must = "max_len must be at most 7, the positions that the model has left, got 8"
-        with refused(f"{name}: {must}"):
-            run(translator, tokens, mask, max_len=8)
-    writer = make(DecoderOnly, positions=positions, max_len=9)
-    tokens, mask = inputs(DecoderOnly)
-    longer = torch.cat([torch.zeros(4, 2, dtype=torch.int64), tokens], dim=1)  # more padding
-    shown = torch.nn.functional.pad(mask, (2, 0))
-    assert len(list(run(writer, tokens, max_len=3, end=None))) in (3, 4)
-    assert len(list(run(writer, longer, shown, max_len=3, end=None))) in (3, 4)
-    if bounded:
-        must = "max_len must be at most 3, the positions that the model has left, "
-        for given_tokens, given_mask in ((tokens, None), (longer, shown)):
-            with refused(f"{name}: {must}got 4"):
-                run(writer, given_tokens, given_mask, max_len=4)
-    else:
-        list(run(writer, tokens, max_len=20, end=None))
-
-
-@RUNS
-@KINDS
-@pytest.mark.parametrize("positions", POSITIONS)
-def test_a_source_longer_than_the_table_of_positions_is_refused(positions, kind, run):
-    model = make(kind, positions=positions, max_len=5)
-    tokens = torch.zeros(2, 6, dtype=torch.int64)
-    if positions in ("sinusoidal", "learned"):
-        must = "source must have at most 5 tokens, the positions of the model, got 6"
-        with refused(f"{run.__name__}: {must}"):
-            run(model, tokens, max_len=1)
-    else:
-        list(run(model, tokens, max_len=1))
-    list(run(model, tokens[:, 1:], max_len=1))
-
-
-@RUNS
-@KINDS
-@pytest.mark.parametrize("low, high", [(0, 11), (-1, 3)])
-def test_tokens_outside_the_vocabulary_are_refused(low, high, kind, run):
-    must = f"source must lie between 0 and 10, got {low} to {high}"
-    for dtype in (torch.int64, torch.int32):
-        with refused(f"{run.__name__}: {must}"):
-            run(make(kind), torch.tensor([[3, low, 2], [1, high, 2]], dtype=dtype), max_len=4)
-
-
-@RUNS
-def test_a_prompt_must_hold_something_and_end_in_it(run):
-    model, name = make(DecoderOnly), run.__name__
-    for batch in (2, 0):
-        with refused(f"{name}: a prompt must have at least 1 token, got 0"):
-            run(model, torch.zeros(batch, 0, dtype=torch.int64), max_len=4)
-    tokens, mask = inputs(DecoderOnly)
-    must = (
-        "a prompt must end in a real token, with its padding on the left, got padding in the last"
-    )
-    with refused(f"{name}: {must} column"):
-        run(model, tokens, mask.flip(-1), max_len=4)
-
-
-@RUNS
-@KINDS
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"max_len": 0}, "max_len must be an integer at least 1, got 0"),
-        ({"begin": -1}, "begin must be an integer in [0, 10], got -1"),
-        ({"begin": 11}, "begin must be an integer in [0, 10], got 11"),
-        ({"end": 11}, "end must be an integer in [0, 10], got 11"),
-        ({"end": -1}, "end must be an integer in [0, 10], got -1"),
-    ],
-)
-def test_limits_and_tokens_are_checked(run, kind, options, message):
-    for batch in (2, 0):
-        with refused(f"{run.__name__}: {message}"):
-            run(make(kind), torch.zeros(batch, 3, dtype=torch.int64), **{"max_len": 4} | options)
-
-
-@pytest.mark.bad_input
-@RUNS
-@pytest.mark.parametrize(
-    "source, got",
-    [
-        (torch.tensor([1, 2]), "(2,) of torch.int64"),
-        (torch.zeros(2, 3), "(2, 3) of torch.float32"),
-        (torch.zeros(2, 3, dtype=torch.bool), "(2, 3) of torch.bool"),
-    ],
-)
-def test_a_source_is_a_batch_of_integers(run, source, got):
-    with refused(f"{run.__name__}: source must be (B, S) int32 or int64, got {got}"):
-        run(make(DecoderOnly), source, max_len=4)
-
-
-@pytest.mark.bad_input
-@RUNS
-@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3), (2, 1, 3, 3), (3, 1, 1, 3), (2, 1, 1, 4)])
-def test_a_mask_of_another_shape_is_refused(run, shape):
-    source = torch.zeros(2, 3, dtype=torch.int64)
-    must = (
-        f"{run.__name__}: source_mask must be (2, 1, 1, 3) bool, as padding_mask returns it, got "
-    )
-    with refused(f"{must}{shape} of torch.bool"):
-        run(make(DecoderOnly), source, torch.ones(shape, dtype=torch.bool), max_len=4)
-    with refused(f"{must}(2, 1, 1, 3) of torch.float32"):
-        run(make(DecoderOnly), source, torch.ones(2, 1, 1, 3), max_len=4)
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize("wrong", [[[5, 6]], (5, 6), 5, torch.tensor([5, 6]), torch.ones(1, 2)])
-def test_every_writer_refuses_ids_that_are_no_matrix_of_integers(wrong):
-    model = make(DecoderOnly)
-    for write in (greedy, stream, sample, beam_search, partial(speculative_sample, model)):
-        with pytest.raises(ValueError, match="source must be"):
-            write(model, wrong, max_len=2)
-    with pytest.raises(ValueError, match="source_mask must be a tensor, got list"):
-        greedy(model, torch.tensor([[5, 6]]), [[True, True]], max_len=2)
-
-
-@pytest.mark.parametrize("positions", ["rotary", "alibi", "relative"])
-def test_every_writer_refuses_padding_inside_a_prompt(positions):
-    model = make(DecoderOnly, positions=positions)
-    tokens = torch.tensor([[5, 6, 0, 0, 7, 8]])
-    for write in (greedy, stream, sample, beam_search, partial(speculative_sample, model)):
-        with pytest.raises(ValueError, match=f"with {positions} positions a prompt must have all"):
-            write(model, tokens, (tokens != 0)[:, None, None], max_len=2)
-
-
-@pytest.mark.plain
-@pytest.mark.parametrize("wrong", ["4", 2.5, None, True])
-def test_every_writer_refuses_counts_that_are_no_integers(wrong):
-    model, tokens = make(DecoderOnly), torch.tensor([[5, 6]])
-    for write in (greedy, stream, sample, beam_search, partial(speculative_sample, model)):
-        with pytest.raises(ValueError, match="max_len must be an integer at least 1"):
-            write(model, tokens, max_len=wrong)
-    with pytest.raises(ValueError, match="beam must be an integer at least 1"):
-        beam_search(model, tokens, max_len=2, beam=wrong)
-    with pytest.raises(ValueError, match="n_draft_tokens must be an integer at least 1"):
-        speculative_sample(model, model, tokens, max_len=2, n_draft_tokens=wrong)
-    with pytest.raises(ValueError, match="end must be an integer in"):
-        greedy(model, tokens, max_len=2, end="2")
-
-
-def test_beam_search_refuses_a_length_penalty_that_overflows():
-    with pytest.raises(ValueError, match=r"max_len\*\*length_penalty must be at most 1e304"):
-        beam_search(make(DecoderOnly), torch.tensor([[5, 6]]), max_len=9, length_penalty=1e4)
-
-
-@pytest.mark.plain
-@pytest.mark.parametrize("wrong", [{"patience": "2"}, {"length_penalty": None}])
-def test_beam_search_refuses_options_that_are_no_numbers(wrong):
-    with pytest.raises(ValueError, match="must be a number"):
-        beam_search(make(DecoderOnly), torch.tensor([[5, 6]]), max_len=2, **wrong)
 
 
 def test_an_evaluation_copy_of_a_compiled_model_is_not_compiled():

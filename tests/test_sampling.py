@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transformer_lib.generation import greedy, stream
+from transformer_lib.generation import stream
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.sampling import (
     Sampler,
@@ -270,40 +270,6 @@ def test_draws_have_their_odds():
     assert not as_expected(counts, {i: p for i, p in enumerate(logits[0].softmax(-1).tolist())})
 
 
-@KINDS
-def test_a_seed_fixes_the_text_whatever_else_draws(kind):
-    model = make(kind)
-    tokens, mask = inputs(kind)
-
-    def draw(seed, disturb=False):
-        sampler = Sampler(generator=torch.Generator().manual_seed(seed))
-        if disturb:
-            torch.manual_seed(seed + 99)
-        return sample(model, tokens, mask, max_len=9, end=None, sampler=sampler)
-
-    assert draw(0) == draw(0) == draw(0, disturb=True) != draw(1)
-    torch.manual_seed(3)
-    lines = sample(model, tokens, mask, max_len=9, end=None)
-    torch.manual_seed(3)
-    assert lines == sample(model, tokens, mask, max_len=9, end=None, sampler=Sampler())
-
-
-@KINDS
-def test_a_generator_of_ones_own_leaves_torchs_alone(kind):
-    model = make(kind)
-    tokens, mask = inputs(kind)
-
-    def draw(seed):
-        sampler = Sampler(generator=torch.Generator().manual_seed(seed))
-        return sample(model, tokens, mask, max_len=9, end=None, sampler=sampler)
-
-    before = torch.get_rng_state()
-    first = draw(0)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(99)
-    assert first == draw(0) != draw(1)
-
-
 @pytest.mark.parametrize("row", range(4))
 def test_padding_on_the_left_changes_no_draw(row):
     model, (tokens, mask) = make(positions="rotary"), inputs()
@@ -315,15 +281,6 @@ def test_padding_on_the_left_changes_no_draw(row):
         return sample(model, tokens, mask, max_len=9, end=None, sampler=sampler)
 
     assert draw(tokens[row : row + 1], mask[row : row + 1]) == draw(alone)
-
-
-@KINDS
-def test_the_most_probable_of_one_is_greedy(kind):
-    model = make(kind)
-    tokens, mask = inputs(kind)
-    for end in (None, 5):
-        line = sample(model, tokens, mask, max_len=9, end=end, sampler=Sampler(top_k=1))
-        assert line == greedy(model, tokens, mask, max_len=9, end=end)
 
 
 def test_a_sampler_streams():
@@ -469,18 +426,6 @@ def test_filters_refuse_what_means_nothing(run, message):
 def test_a_sampler_refuses_what_means_nothing(options, message):
     with refused(f"Sampler: {message}"):
         Sampler(**options)
-
-
-def test_sample_refuses_in_its_own_name():
-    with refused("sample: max_len must be an integer at least 1, got 0"):
-        sample(make(), inputs()[0], max_len=0)
-
-
-def test_sample_refuses_nan():
-    model = make()
-    model.output.register_forward_hook(lambda module, args, out: out * math.nan)
-    with refused("sample: the model's logits must not be NaN"):
-        sample(model, inputs()[0], max_len=4)
 
 
 LIMITS = [torch.finfo(torch.float32).tiny, 1e-30, 1e-3, 1e3, 1e30, torch.finfo(torch.float32).max]

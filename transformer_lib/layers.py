@@ -25,7 +25,7 @@ ACTIVATIONS = _PLAIN | _GATED
 
 
 class FeedForward(nn.Module):
-    """Transform each position by itself: project up to d_ff, apply a nonlinearity, project down.
+    """Transform each position by itself: project up to d_ff, a nonlinearity, project down.
 
     Vaswani et al. (2017), Eq. 2 (Section 3.3) for "relu"; Hendrycks & Gimpel (2016) for "gelu";
     Shazeer (2020), Section 2, for "swiglu" and "geglu": down(act(gate(x)) * up(x)).
