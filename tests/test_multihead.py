@@ -578,6 +578,8 @@ def test_cache_refuses_what_does_not_fit_and_stays_unchanged():
             cache.append(key, key)
     with pytest.raises(ValueError, match="and torch.float32$"):
         cache.append(normal(B, 2, 1, K).float(), normal(B, 2, 1, K).float())
+    with pytest.raises(ValueError, match="keys and values must be"):
+        cache.append(normal(B, 2, 1, K).to("meta"), normal(B, 2, 1, K).to("meta"))
     assert cache.length == 3 and cache.append(normal(B, 2, 1, K), normal(B, 2, 1, K))
     with pytest.raises(ValueError, match="KVCache: max_len must be an integer at least 1, got 0"):
         KVCache(0)
