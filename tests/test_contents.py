@@ -236,18 +236,18 @@ def page(label):
 
 
 def glossary():
-    """{entry: text} of the glossary, where an entry is a term, its Chinese term, or both."""
+    """(terms, text) of each entry of the glossary: a term, and its Chinese term if it has one."""
     block = re.search(r"```\{glossary\}(.*?)```", page("glossary"), re.S)[1]
     entries = re.findall(r"^((?:(?![ :]).+\n)+)((?: .+\n)+)", block, re.M)
-    return {tuple(terms.splitlines()): text for terms, text in entries}
+    return [(terms.splitlines(), text) for terms, text in entries]
 
 
 def test_glossary_lists_each_term_once_with_its_chapter():
-    terms = [term.lower() for terms in glossary() for term in terms]
+    terms = [term.lower() for terms, _ in glossary() for term in terms]
     assert len(glossary()) > 100 and len(set(terms)) == len(terms)
     known = {label for _, label in all_labels()}
-    for terms, text in glossary().items():
-        chapter = re.search(r"\{ref\}`(ch-\w+)`$", text.strip())
+    for terms, text in glossary():
+        chapter = re.search(r"\{ref\}`(ch-[\w-]+)`$", text.strip())
         assert chapter and chapter[1] in known, terms
 
 
