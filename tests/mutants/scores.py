@@ -73,13 +73,13 @@ MUTANTS = [
     ),
     (
         "additive score without its bias",
-        "self.from_key = nn.Linear(d_key, d_hidden)  # U and b",
-        "self.from_key = nn.Linear(d_key, d_hidden, bias=False)  # U and b",
+        "self.from_key = nn.Linear(d_key, d_hidden)  # U and c",
+        "self.from_key = nn.Linear(d_key, d_hidden, bias=False)  # U and c",
     ),
     (
         "a second bias on the score",
-        "self.to_score = nn.Linear(d_hidden, 1, bias=False)  # v",
-        "self.to_score = nn.Linear(d_hidden, 1)  # v",
+        "self.to_score = nn.Linear(d_hidden, 1, bias=False)  # w",
+        "self.to_score = nn.Linear(d_hidden, 1)  # w",
     ),
     (
         "pairs laid out keys first",
