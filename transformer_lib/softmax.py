@@ -78,8 +78,8 @@ def masked_softmax(
 ) -> Float[Tensor, "*axes"]:
     """Turn scores into weights that sum to 1 along `dim` over the keys that the mask allows.
 
-    Hidden keys get exactly 0. A row in which all keys are hidden gets zeros, as in PyTorch's
-    `scaled_dot_product_attention`, and zero gradient.
+    Hidden keys get exactly 0. A row in which all keys are hidden gets zeros, as from
+    PyTorch's CPU kernels for attention, and zero gradient.
 
     Args:
         scores: of any floating-point type; a score of -inf means hidden too.
