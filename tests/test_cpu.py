@@ -343,3 +343,20 @@ def test_dropout_compiles_to_torchs_own():
     compiled = torch.compile(drop, backend="eager", fullgraph=True)(x)
     torch.manual_seed(0)
     assert torch.equal(compiled, F.dropout(x, 0.3))
+
+
+def test_packed_decoder_uses_a_module_in_place_of_the_weights():
+    class Silence(nn.Module):
+        def forward(self, weights):
+            return 0 * weights
+
+    model, tokens = seeded(DecoderOnly), ids(2, 5)
+    for layer in model.decoder:
+        layer.attention.weights = Silence()
+    logits = []
+    for each in (model, pack_for_decoding(model)):
+        cache = each.make_cache(5)
+        with torch.no_grad():
+            each(tokens[:, :4], cache=cache)
+            logits.append(each(tokens[:, 4:], cache=cache))
+    torch.testing.assert_close(logits[1], logits[0], **SHORT)
