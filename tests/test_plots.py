@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 
 from transformer_lib.plots import (
-    COLOURS,
+    COLORS,
     attention_heatmap,
     head_grid,
     matrix_plot,
@@ -96,15 +96,15 @@ def test_heatmap_row_holds_the_weights_of_its_query():
 def test_heatmap_axes_are_named_and_colored_by_role():
     ax = attention_heatmap(weights(T, S))
     assert (ax.get_ylabel(), ax.get_xlabel()) == ("query", "key")
-    assert to_hex(ax.yaxis.label.get_color()).upper() == COLOURS["query"] == "#0072B2"
-    assert to_hex(ax.xaxis.label.get_color()).upper() == COLOURS["key"] == "#D55E00"
-    assert COLOURS["value"] == "#009E73"
+    assert to_hex(ax.yaxis.label.get_color()).upper() == COLORS["query"] == "#0072B2"
+    assert to_hex(ax.xaxis.label.get_color()).upper() == COLORS["key"] == "#D55E00"
+    assert COLORS["value"] == "#009E73"
 
 
 def test_matrix_plot_colors_no_other_axis_names():
     ax = matrix_plot(weights(T, S), row_name="output position", column_name="value position")
     assert ax.yaxis.label.get_color() == plt.rcParams["axes.labelcolor"]
-    assert to_hex(ax.xaxis.label.get_color()).upper() == COLOURS["value"]
+    assert to_hex(ax.xaxis.label.get_color()).upper() == COLORS["value"]
 
 
 def test_heatmap_without_labels_numbers_positions():
@@ -273,7 +273,7 @@ def labels_of_legend(ax):
 
 def test_training_curves_avoid_the_role_colors():
     ax = training_curves({str(i): [1.0, 2.0] for i in range(6)})
-    roles = {to_rgb(color) for color in COLOURS.values()}
+    roles = {to_rgb(color) for color in COLORS.values()}
     assert roles.isdisjoint(to_rgb(line.get_color()) for line in ax.lines)
 
 

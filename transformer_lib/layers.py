@@ -253,8 +253,8 @@ class DecoderLayer(_Layer):
     @classmethod
     def from_torch(cls, layer: nn.TransformerDecoderLayer) -> "DecoderLayer":
         """Copy a torch layer, batch first; masks mean the reverse: True = may attend here."""
-        attentions = {"self_attn": "self_attention", "multihead_attn": "cross_attention"}
-        return _from_torch(cls, layer, nn.TransformerDecoderLayer, attentions)
+        renamed = {"self_attn": "self_attention", "multihead_attn": "cross_attention"}
+        return _from_torch(cls, layer, nn.TransformerDecoderLayer, renamed)
 
 # %% ../chapters/2_transformer/1_layers.ipynb #1fe47d37
 def torch_options(layer: Any) -> dict[str, Any]:
@@ -277,14 +277,14 @@ def torch_options(layer: Any) -> dict[str, Any]:
     }
 
 
-def _from_torch(ours: type, layer: Any, kind: Any, attentions: dict[str, str]) -> Any:
+def _from_torch(ours: type, layer: Any, kind: Any, renamed: dict[str, str]) -> Any:
     """Build ours like a torch layer of that kind, and copy it part by part."""
     if not isinstance(layer, kind):
         must, got = f"layer must be an nn.{kind.__name__}", type(layer).__name__
         raise ValueError(f"{ours.__name__}.from_torch: {must}, got {got}")
     names = {"linear1": "feed_forward.up", "linear2": "feed_forward.down"}
-    names |= attentions | {"dropout": "feed_forward.dropout"}
-    for i, sublayer in enumerate((*attentions.values(), "feed_forward"), 1):
+    names |= renamed | {"dropout": "feed_forward.dropout"}
+    for i, sublayer in enumerate((*renamed.values(), "feed_forward"), 1):
         names |= {f"{part}{i}": f"{sublayer}_residual.{part}" for part in ("norm", "dropout")}
     copy = ours(**torch_options(layer)).to(layer.linear1.weight)
     for theirs, name in names.items():
