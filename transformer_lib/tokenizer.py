@@ -24,7 +24,7 @@ from .shapes import import_extra
 
 # %% ../chapters/3_training/1_tokenizer.ipynb #35248a0a
 def _byte_letters() -> dict[int, str]:
-    """Give each byte a letter that can be seen, as in GPT-2's code: its own if it has one."""
+    """Return a printable letter for each byte, as in GPT-2's code: its own if it has one."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return dict(zip(printable + others, map(chr, [*printable, *range(256, 324)]), strict=True))
@@ -38,11 +38,11 @@ PAD, BEGIN, END, UNKNOWN = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
 
 # %% ../chapters/3_training/1_tokenizer.ipynb #c818b0b2
-_HALF = re.compile("[\ud800-\udfff]")  # half a character: str may hold it, UTF-8 may not
+_HALF = re.compile("[\ud800-\udfff]")  # a lone surrogate: str may hold it, UTF-8 may not
 
 
 def _check_text(function: str, name: str, text: Any) -> None:
-    """Refuse what is no string, and a string that UTF-8 cannot write."""
+    """Raise ValueError unless the text is a string that UTF-8 can encode."""
     if not isinstance(text, str):
         raise ValueError(f"{function}: {name} must be a string, got {text!r:.50}")
     if half := _HALF.search(text):
@@ -53,7 +53,7 @@ def _check_text(function: str, name: str, text: Any) -> None:
 
 
 def checked_texts(function: str, texts: Iterable[str], name: str = "text") -> Iterator[str]:
-    """Yield each text of an iterable once checked; one string is refused, not split."""
+    """Yield each text after checking it; a single string is refused, not split."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise ValueError(f"{function}: texts must be a list of strings, got {texts!r:.50}")
     for i, text in enumerate(texts):
@@ -176,14 +176,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | Int[Tensor, "T"]) -> str:
         """Return the text of the ids before the first END.
 
-        PAD and BEGIN are left out, UNKNOWN is written "<unk>", bytes that are no UTF-8 as U+FFFD.
+        PAD and BEGIN are left out, UNKNOWN is written "<unk>", bytes that are not UTF-8 as U+FFFD.
         """
         ids = self._checked("decode", ids)
         ids = [i for i in (ids[: ids.index(END)] if END in ids else ids) if i not in (PAD, BEGIN)]
         return self._inner.decode(ids, skip_special_tokens=False)
 
     def tokens(self, ids: Sequence[int] | Int[Tensor, "T"]) -> list[str]:
-        r"""Return the text of each id for itself; bytes that are no UTF-8 look like "\xc3"."""
+        r"""Return the text of each id on its own; bytes that are not UTF-8 look like "\xc3"."""
         pieces = [self._inner.id_to_token(i) for i in self._checked("tokens", ids)]
         return [_readable(piece) for piece in pieces] if self._of_bytes else pieces
 
@@ -215,7 +215,7 @@ class Tokenizer:
         return Tokenizer, (self.json,)  # what another process needs
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one JSON file, all of it or nothing; Hugging Face's package reads it too."""
+        """Write one JSON file atomically; Hugging Face's package reads it too."""
         unfinished = Path(f"{os.fspath(path)}.{os.getpid()}")
         try:
             with unfinished.open("w", encoding="utf-8") as file:
