@@ -264,13 +264,6 @@ def run_tests(part: Part) -> None:
 # Part: Tiny Shakespeare at nanoGPT's setting for a GPU
 
 
-class FullBatches(BlockBatches):
-    """BlockBatches without an epoch's last, smaller batch: a compiled model sees one shape."""
-
-    def order(self, epoch: int) -> list:
-        return [item for item in super().order(epoch) if len(item) == self.batch_size]
-
-
 def nanogpt_config(vocab_size: int, dry: bool) -> TransformerConfig:
     """nanoGPT's config/train_shakespeare_char.py: 6 layers, 6 heads, width 384, no biases."""
     width, layers, block = (24, 2, 16) if dry else (384, 6, 256)
@@ -334,8 +327,8 @@ def shakespeare(part: Part) -> None:
         short = dataclasses.replace(training, n_steps=n, warmup=0, validate_every=None)
         listen = lambda record: times.append(time.perf_counter())  # noqa: E731
         trainer = Trainer(
-            model, FullBatches(ids, **sizes), short, loss=language_loss, worker=worker, log=listen,
-            validation=validation,
+            model, BlockBatches(ids, **sizes, drop_last=True), short, loss=language_loss,
+            worker=worker, log=listen, validation=validation,
         )  # fmt: skip
         trainer.fit()
         trainer.validate()
@@ -389,8 +382,8 @@ def train_shakespeare(
             say(f"shakespeare: step {record['step']:,}, validation {record['validation_loss']:.4f}")
 
     trainer = Trainer(
-        model, FullBatches(ids, **sizes), training, loss=language_loss, validation=validation,
-        folder=folder, worker=worker, log=listen,
+        model, BlockBatches(ids, **sizes, drop_last=True), training, loss=language_loss,
+        validation=validation, folder=folder, worker=worker, log=listen,
     )  # fmt: skip
     trainer.fit()
     synchronize(part.device)
@@ -561,6 +554,13 @@ def climb(part: Part, rung: Rung, model: DecoderOnly) -> dict[str, Any]:
 # Part: the benchmark suites
 
 
+SUITES = "GPU_SUITES"  # an environment variable: a pattern for some of "language, compiled" ...
+
+
+def kind(setting: Setting) -> str:
+    return ", compiled" if setting.compile else ", eager"
+
+
 def suites(part: Part) -> None:
     """Measure the library against its peers in bf16, eager and compiled, in interleaved rounds."""
     eager = Setting(device=part.device.type, dtype=torch.bfloat16)
@@ -570,17 +570,18 @@ def suites(part: Part) -> None:
         ("multihead", multihead, eager, 8, ""),
         ("language", language, eager, 12, "V = 65$|V = 65, dropout 0.1, placed"),
         ("translation", translation, eager, 12, ""),
-        ("generation", generation, eager, 20, ""),
         ("language", language, graphs, 60, "V = 65$"),
+        ("generation", generation, eager, 60, "batch 8"),
     ]
+    plan = [row for row in plan if re.search(os.environ.get(SUITES, ""), row[0] + kind(row[2]))]
     if part.dry:  # one case shows that the command works; the suites have tests of their own
         plan = [("attention", attention, eager, 0.1, "causal, T = 128, forward$")]
     rows: list[dict[str, Any]] = []
     missing: dict[str, str] = {}
     for name, suite, setting, budget, wanted in plan:
-        kind = "compiled" if setting.compile else "eager"
-        title = f"{name}, {kind}"
-        if not part.dry and part.left < (45 if setting.compile else 8):
+        title = name + kind(setting)
+        needed = 45 if setting.compile or name == "generation" else 8
+        if not part.dry and part.left < needed:
             missing[title] = f"skipped: {part.left:.0f} s were left"
             part.note(missing=missing)
             continue
@@ -654,14 +655,13 @@ def multi30k_run(part: Part) -> None:
         Transformer(config), data, training, loss=translation_loss, validation=validation,
         worker=worker,
     )  # fmt: skip
-    # cuDNN plans its kernels for each new shape: an epoch for them, then the median of steps
     times: list[float] = []
-    for batch, _ in zip(data.endless(), range(4 if part.dry else len(data) + 25), strict=False):
+    for batch, _ in zip(data.endless(), range(4 if part.dry else 50), strict=False):
         start = time.perf_counter()
         probe.update(batch)  # reads the loss, and so waits for the GPU
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[-25:])
-    probe.validate()  # cuDNN plans its kernels
+    probe.validate()
     start = time.perf_counter()
     probe.validate()
     for_validation = time.perf_counter() - start

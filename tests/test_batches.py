@@ -421,6 +421,21 @@ def test_blocks_begin_elsewhere_in_each_epoch_and_come_in_another_order():
     assert all((np.diff(s) != 10).any() for s in starts)
 
 
+@pytest.mark.parametrize("n_blocks, n_batches", [(9, 2), (8, 2), (3, 1)])
+def test_drop_last_leaves_out_a_short_last_batch_but_never_the_only_one(n_blocks, n_batches):
+    sizes = {"block": 10, "batch_size": 4, "seed": 3}
+    text = list(range(4, 4 + 10 * n_blocks + 1))  # the offset may cost a block
+    whole, full = BlockBatches(text, **sizes), BlockBatches(text, **sizes, drop_last=True)
+    for epoch in range(6):
+        every, kept = whole.order(epoch), full.order(epoch)
+        assert all(np.array_equal(a, b) for a, b in zip(every, kept, strict=False))
+        if len(every) > 1:
+            assert [len(item) for item in kept] == [4] * (sum(map(len, every)) // 4)
+        else:
+            assert len(kept) == 1
+    assert (whole.fingerprint() == full.fingerprint()) is False
+
+
 def test_a_text_of_one_block_is_one_block():
     (only,) = BlockBatches([5, 6, 7, 8], block=3, batch_size=4)
     assert only.inputs.tolist() == [[5, 6, 7]] and only.labels.tolist() == [[6, 7, 8]]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import train_tiny
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from transformer_lib.attention import attend, attend_with_weights, causal_mask, tiled_attend
 from transformer_lib.batches import BlockBatches, Blocks
@@ -43,9 +44,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # norm of the error over norm of the result; scores are rounded to the same type in one path
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 6e-3}
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+
+
+def without_cudnn(*inputs, **options):
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return attend(*inputs, **options)
+
+
 PATHS = {
     "attend": attend,
     "attend_with_weights": lambda *x, **options: attend_with_weights(*x, **options)[0],
+    "attend without cuDNN": without_cudnn,
     "tiled_attend": lambda *x, **options: tiled_attend(*x, block=16, **options),
 }
 by_path = pytest.mark.parametrize("path", PATHS)

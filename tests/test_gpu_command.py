@@ -204,12 +204,6 @@ def test_setting_is_that_of_nanogpt():
     assert not config.bias and config.tie_embeddings
 
 
-def test_full_batches_leave_out_the_smaller_batch():
-    data = gpu.FullBatches(list(range(4, 1000)), block=16, batch_size=4)
-    sizes = {tuple(batch.inputs.shape) for _, batch in zip(range(40), data.endless(), strict=False)}
-    assert sizes == {(4, 16)} and data.state_dict()["epoch"] > 1
-
-
 @pytest.mark.parametrize("n", [17, 161, 500])
 def test_all_blocks_cut_every_token_once_into_batches_of_one_size(n):
     tokens = list(range(n))

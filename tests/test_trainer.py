@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 import types
 import warnings
@@ -69,6 +70,107 @@ def hashes(folder):
 
 def assert_equal(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+# Batches made ahead, and the kernels that their shapes ask for
+
+
+def ahead(folder=None, **options):
+    trainer = make(folder, **options)
+    trainer._prefetch = True  # as on a GPU
+    return trainer
+
+
+def test_batches_made_ahead_change_no_step_and_no_checkpoint(tmp_path):
+    make(tmp_path / "plain", save_every=4).fit()
+    ahead(tmp_path / "ahead", save_every=4).fit()
+    assert timeless(tmp_path / "plain") == timeless(tmp_path / "ahead")
+    assert hashes(tmp_path / "plain") == hashes(tmp_path / "ahead")
+    folders = (tmp_path / "plain", tmp_path / "ahead")
+    for plain, other in zip(*map(checkpoints, folders), strict=True):
+        assert load_checkpoint(plain)[1]["data"] == load_checkpoint(other)[1]["data"]
+
+
+def test_batches_made_ahead_wait_for_the_next_fit(tmp_path):
+    plain, trainer = make(dropout=0.0), ahead(tmp_path, dropout=0.0)
+    for until in (3, 7, 12):
+        plain.fit(until)
+        trainer.fit(until)
+        assert trainer.data.state_dict() == plain.data.state_dict()
+        if until == 3:
+            trainer = ahead(tmp_path, dropout=0.0)
+            assert trainer.resume()
+    assert_equal(weights(trainer), weights(plain))
+
+
+def test_a_batch_is_made_while_the_step_before_runs():
+    trainer, places = ahead(), []
+    made, make_one = threading.Event(), trainer.data.make
+
+    def make_and_tell(item):
+        batch = make_one(item)
+        made.set()
+        return batch
+
+    def loss(model, batch, smoothing):
+        if trainer._place is not None:  # in a step: another batch comes without our help
+            assert made.wait(timeout=60)
+            made.clear()
+            places.append(trainer._place["next"])
+        return translation_loss(model, batch, smoothing)
+
+    trainer.loss, trainer.data.make = loss, make_and_tell
+    trainer.fit(3)
+    assert places == [1, 2, 3]
+
+
+def test_a_step_that_fails_leaves_the_data_after_its_batch():
+    def broken(model, batch, smoothing):
+        value = translation_loss(model, batch, smoothing)
+        return value * math.nan if trainer.step == 2 and trainer._place is not None else value
+
+    trainer = ahead(loss=broken)
+    with pytest.raises(NonFiniteLoss, match="at step 3"):
+        trainer.fit()
+    assert trainer.data.state_dict() == {"epoch": 0, "next": 3}
+
+
+def test_other_data_than_our_own_is_not_made_in_a_thread():
+    class Own:
+        def __init__(self):
+            self.data = batches()
+            self.state_dict, self.load_state_dict = self.data.state_dict, self.data.load_state_dict
+
+        def endless(self):
+            for batch in self.data.endless():
+                assert threading.current_thread() is threading.main_thread()
+                yield batch
+
+    gpu = Worker(device=torch.device("meta"))
+    assert not make(data=Own())._prefetch and not make()._prefetch
+    assert (
+        isinstance(Own(), module.Batches)
+        and not Trainer(model(), Own(), TrainingConfig(n_steps=1), worker=gpu)._prefetch
+    )
+    assert Trainer(model(), batches(), TrainingConfig(n_steps=1), worker=gpu)._prefetch
+
+
+def test_batches_of_many_shapes_are_kept_from_kernels_that_plan_for_each():
+    trainer, seen = make(validate_every=1), []
+
+    def loss(model, batch, smoothing):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return translation_loss(model, batch, smoothing)
+
+    trainer.loss = loss
+    trainer.fit(1)
+    assert seen and all(seen)
+    seen.clear()
+    trainer._varied = True  # as on a CUDA GPU
+    trainer.fit(2)
+    assert seen and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled()
+    blocks = BlockBatches(list(range(4, 40)), block=4, batch_size=2)
+    assert blocks.one_shape and not getattr(batches(), "one_shape", False)
 
 
 # The config

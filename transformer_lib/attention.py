@@ -191,7 +191,11 @@ def _attend_to_few(
     return mixed if nothing is None else mixed.masked_fill(nothing, 0.0)
 
 # %% ../chapters/1_attention/4_attention.ipynb #a4cfc53d
-_GIVES_ZEROS = {"cpu"}  # whose kernels do so where nothing is visible; cuDNN's does not
+def _gives_zeros(device: torch.device) -> bool:
+    """Say whether a device's kernels do so where nothing is visible; cuDNN's does not."""
+    if device.type != "cuda" or torch.compiler.is_compiling():  # which cannot ask for a setting
+        return device.type == "cpu"
+    return not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def attend(
@@ -248,7 +252,7 @@ def attend_unchecked(
     visible = _visible(mask, causal, query, n_keys)
     nothing = None
     rows_may_be_empty = mask is not None or n_queries > n_keys
-    if visible is not None and rows_may_be_empty and query.device.type not in _GIVES_ZEROS:
+    if visible is not None and rows_may_be_empty and not _gives_zeros(query.device):
         # Let a row without a visible key see all of them, and fill it with zeros afterwards.
         nothing = ~visible.any(dim=-1, keepdim=True)
         visible = visible | nothing

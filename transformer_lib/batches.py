@@ -282,13 +282,17 @@ class BlockBatches(ResumableBatches):
         block: T, tokens in a block.
         batch_size: B, blocks in a batch.
         seed: with the number of the epoch, decides its order.
+        drop_last: leave out an epoch's last batch if it holds fewer blocks.
     """
+
+    one_shape = True  # which a compiled model or a kernel that plans ahead can use
 
     def __init__(
         self, tokens: Sequence[int] | Int[Tensor, "N"], *, block: int, batch_size: int,
-        seed: int = 0,
+        seed: int = 0, drop_last: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(seed)
+        self.drop_last = drop_last
         if block < 1 or batch_size < 1:
             sizes = f"{block} and {batch_size}"
             raise ValueError(f"BlockBatches: block and batch_size must be at least 1, got {sizes}")
@@ -305,7 +309,9 @@ class BlockBatches(ResumableBatches):
         last = len(self._tokens) - 1 - self.block
         offset = int(generator.integers(min(self.block, last + 1)))
         starts = generator.permutation(np.arange(offset, last + 1, self.block))
-        return np.split(starts, np.arange(self.batch_size, len(starts), self.batch_size))
+        batches = np.split(starts, np.arange(self.batch_size, len(starts), self.batch_size))
+        is_short = len(batches[-1]) < self.batch_size and len(batches) > 1
+        return batches[:-1] if self.drop_last and is_short else batches
 
     def make(self, item: np.ndarray) -> Blocks:
         """Return the blocks that start at some places."""
@@ -321,4 +327,5 @@ class BlockBatches(ResumableBatches):
 
     def content(self) -> list[Any]:
         """List the sizes, the seed and the text."""
-        return [self.seed, self.block, self.batch_size, self._tokens]
+        extra = ["drop_last"] if self.drop_last else []  # earlier runs had no such setting
+        return [self.seed, self.block, self.batch_size, *extra, self._tokens]

@@ -99,8 +99,9 @@ class MovingAverage:
         pairs = self._pairs(model)
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        for average, parameter in pairs:
-            average.lerp_(parameter.to(average.dtype), 1 - decay)
+        averages = [average for average, _ in pairs]
+        parameters = [parameter.to(average.dtype) for average, parameter in pairs]
+        torch._foreach_lerp_(averages, parameters, 1 - decay)  # few kernels for all of them
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from .batches import ResumableBatches
@@ -169,7 +171,8 @@ class Batches(Protocol):
 
     Two further methods are used where there are any: `trial_batch()` returns the hardest batch,
     which the trainer tries before step 1, and `fingerprint()` a text that differs if the data
-    does, which `Trainer.resume` compares. The classes of `text` have both.
+    does, which `Trainer.resume` compares. The classes of `batches` have both. An attribute
+    `one_shape` that is True says that all batches have one shape (but for an epoch's last).
     """
 
     def endless(self) -> Iterator[TrainingBatch]: ...
@@ -255,10 +258,11 @@ class Trainer:
             from transformer_lib.cpu import use_onednn
 
             use_onednn(model)
+        one_shape = getattr(data, "one_shape", False)
         self.bare = recompute_activations(model) if config.recompute else model
         self.model = parallelize(model, worker, sharding)
         if config.compile:
-            self.model.compile(dynamic=True)
+            self.model.compile(dynamic=not one_shape)
         self.optimizer = make_optimizer(
             self.model,
             learning_rate=config.learning_rate,
@@ -275,6 +279,12 @@ class Trainer:
         self._owns, self._tried = False, False  # the folder is locked; the trial batch passed
         self._n_skipped = 0  # fp16 steps left out in a row
         self._sessions: list[dict[str, Any]] = []  # what the run has been computed with
+        self._parameters = list(self.model.parameters())
+        # On a GPU the next batch is made while a step runs, if a thread of its own may make it.
+        self._prefetch = worker.device.type != "cpu" and isinstance(data, ResumableBatches)
+        self._place: dict[str, Any] | None = None  # in the data, while batches are made ahead
+        # cuDNN plans its attention anew for each shape, which takes longer than a step.
+        self._varied = worker.device.type == "cuda" and not one_shape
         fingerprint = getattr(data, "fingerprint", None)
         self._fingerprint = None if fingerprint is None else fingerprint()
 
@@ -295,10 +305,10 @@ class Trainer:
         end = self.config.n_steps if until is None else min(until, self.config.n_steps)
         if self.step < end and not self.is_done:
             self._begin(end)
-        batches = self.data.endless()
         with (
             self.stop.listening(),
             Progress(self.step, end, visible=self.worker.is_first) as progress,
+            self._batches() as batches,
         ):
             while self.step < end and not self.is_done:
                 start = time.perf_counter()
@@ -311,6 +321,32 @@ class Trainer:
                 progress.update(self.step, loss=record["loss"], speed=speed, memory=memory)
                 self._after_step(progress)
         return self
+
+    @contextmanager
+    def _batches(self) -> Iterator[Iterator[TrainingBatch]]:
+        """Give out the data's batches; on a GPU, a thread makes each one a step ahead."""
+        if not self._prefetch:
+            yield self.data.endless()
+            return
+        source = self.data.endless()
+
+        def make() -> tuple[TrainingBatch, dict[str, Any]]:
+            return next(source), self.data.state_dict()
+
+        def ahead(pool: ThreadPoolExecutor) -> Iterator[TrainingBatch]:
+            coming = pool.submit(make)
+            while True:
+                batch, self._place = coming.result()
+                coming = pool.submit(make)
+                yield batch
+
+        self._place = self.data.state_dict()
+        try:
+            with ThreadPoolExecutor(max_workers=1) as pool:  # leaving it waits for the thread
+                yield ahead(pool)
+        finally:
+            self.data.load_state_dict(self._place)
+            self._place = None
 
     @property
     def is_done(self) -> bool:
@@ -436,7 +472,7 @@ class Trainer:
         self._refuse_unless_finite("loss", loss, rate)
         self.scaler.unscale_(self.optimizer)
         limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
-        norm = float(full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        norm = float(full_tensor(nn.utils.clip_grad_norm_(self._parameters, limit)))
         if not self.scaler.is_enabled():  # it would leave out a step whose gradients overflow
             self._refuse_unless_finite("gradient norm", norm, rate)
         self._n_skipped = 0 if math.isfinite(norm) else self._n_skipped + 1
@@ -464,7 +500,7 @@ class Trainer:
         for i in range(n_parts):
             rows = batch.part(i * size + self.worker.rank, n_parts * size).to(self.worker.device)
             with no_sync(self.model, i < n_parts - 1):
-                with autocast(self.worker.device, self.precision):
+                with self._forward():
                     loss = self.loss(self.model, rows, self.config.label_smoothing) / batch.n_tokens
                 self.scaler.scale(loss * size).backward()  # gradients are averaged over processes
             total[0].add_(loss.detach())
@@ -472,6 +508,16 @@ class Trainer:
         value, asked = all_reduce(total).tolist()
         self._asked = asked > 0
         return value
+
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        """Choose precision and kernels for a forward pass."""
+        others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        with (
+            autocast(self.worker.device, self.precision),
+            sdpa_kernel(others) if self._varied else nullcontext(),
+        ):
+            yield
 
     def _refuse_unless_finite(self, name: str, value: float, rate: float) -> None:
         if not math.isfinite(value):
@@ -502,7 +548,7 @@ class Trainer:
         """Add up the loss of this process's rows of a batch."""
         worker = self.worker
         rows = batch.part(worker.rank, worker.world_size).to(worker.device)
-        with autocast(worker.device, self.precision):
+        with self._forward():
             return self.loss(self.model, rows, 0.0)
 
     def seconds_per_step(self) -> float:
@@ -542,7 +588,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         """Collect what a checkpoint holds besides tensors."""
         return {
-            "data": self.data.state_dict(),
+            "data": self._place or self.data.state_dict(),
             "best": [self.best if math.isfinite(self.best) else None, self.best_step],
             "average": 0 if self.average is None else self.average.n_updates,
             "scaler": self.scaler.state_dict(),
