@@ -36,7 +36,7 @@ def record_scores(run: str | Path, recipe: str, out: str | Path) -> dict[str, An
 
     Args:
         run: the folder of a run of `python -m transformer_lib train`, with its export.
-        recipe: multi30k-SOURCE-TARGET.
+        recipe: multi30k-SOURCE-TARGET, or one whose name begins so.
         out: a folder, for hypotheses.txt, hypotheses-greedy.txt, every tenth record of the
             run's log, and scores.json, written last, which is also returned.
     """
@@ -46,26 +46,34 @@ def record_scores(run: str | Path, recipe: str, out: str | Path) -> dict[str, An
         raise ValueError(f"record_scores: recipe must be multi30k-SOURCE-TARGET, got {recipe!r}")
     translator, records = Translator.load(run / "export"), read_records(run / LOG)
     found = _about(recipe, run, translator, records) | {"scores": {}}
+    sources, references = map(list, zip(*multi30k(names[1], names[2], "val"), strict=True))
+    found["validation"] = {"beam": 5} | _scores(translator(sources, beam=5), references, names[2])
     pairs = multi30k(names[1], names[2], "test_2016_flickr")
     sources, references = map(list, zip(*pairs, strict=True))
     for name, beam in (("hypotheses", 5), ("hypotheses-greedy", 1)):
         start = time.perf_counter()
         hypotheses = [text.replace("\n", " ") for text in translator(sources, beam=beam)]
         scores: dict[str, Any] = {"beam": beam, "seconds": time.perf_counter() - start}
-        for protocol in PROTOCOLS:
-            try:
-                result = bleu(hypotheses, references, protocol=protocol, language=names[2])
-            except ImportError:
-                if protocol != "spacy-lower":  # spaCy is not for everybody
-                    raise
-            else:
-                scores[protocol] = dataclasses.asdict(result)
-        found["scores"][name] = scores
+        found["scores"][name] = scores | _scores(hypotheses, references, names[2])
         _write_lines(out / f"{name}.txt", hypotheses)
     kept = [json.dumps(r) for r in records if "loss" not in r or r["step"] % 10 == 1]
     _write_lines(out / LOG, kept)
     _write_lines(out / "scores.json", [json.dumps(found, indent=1)])
     return found
+
+
+def _scores(hypotheses: list[str], references: list[str], language: str) -> dict[str, Any]:
+    """Score translations by every protocol that is installed."""
+    scores = {}
+    for protocol in PROTOCOLS:
+        try:
+            result = bleu(hypotheses, references, protocol=protocol, language=language)
+        except ImportError:
+            if protocol != "spacy-lower":  # the extra that needs spaCy is optional
+                raise
+        else:
+            scores[protocol] = dataclasses.asdict(result)
+    return scores
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -95,6 +103,7 @@ def _about(
         "model": dataclasses.asdict(translator.model.config),
         "training": state["training"],
         "precision": state["precision"],
+        "trained_with": state.get("provenance", []),  # written by the run itself
         "steps": steps[-1]["step"],
         "target_tokens": sum(record["tokens"] for record in steps),
         "tokens_per_second": steps[-1]["tokens_per_second"],

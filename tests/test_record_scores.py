@@ -72,7 +72,7 @@ def record(run, tmp_path_factory):
 
 def test_record_holds_translations_and_scores(run, record):
     found, out, calls = record
-    assert calls == [("de", "en", "test_2016_flickr")]
+    assert calls == [("de", "en", "val"), ("de", "en", "test_2016_flickr")]
     assert json.loads((out / "scores.json").read_text()) == json.loads(json.dumps(found))
     assert sorted(p.name for p in out.iterdir()) == [
         "hypotheses-greedy.txt", "hypotheses.txt", "log.jsonl", "scores.json",
@@ -85,6 +85,8 @@ def test_record_holds_translations_and_scores(run, record):
         assert scores.pop("beam") == beam and scores.pop("seconds") > 0
         want = {p: dataclasses.asdict(bleu(lines, references, protocol=p)) for p in PROTOCOLS[:2]}
         assert scores == want
+    best = dict(found["validation"])  # the same five pairs
+    assert best == {k: v for k, v in found["scores"]["hypotheses"].items() if k != "seconds"}
 
 
 def test_record_says_how_the_model_was_made(run, record):
@@ -104,6 +106,9 @@ def test_record_says_how_the_model_was_made(run, record):
     assert found["model"] == dataclasses.asdict(translator.model.config)
     assert found["training"]["n_steps"] == found["steps"] == 23
     assert found["precision"] in ("fp32", "bf16", "fp16")
+    (session,) = found["trained_with"]
+    assert session["from_step"] == session["seed"] == 0 and session["device"] and session["command"]
+    assert session["precision"] == found["precision"] and "commit" in session
     assert found["best_step"] in (10, 20, 23)
     records = read_records(run / "log.jsonl")
     steps = [r for r in records if "loss" in r]
@@ -121,7 +126,8 @@ def test_record_says_how_the_model_was_made(run, record):
 def test_record_scores_uses_spacy_where_it_is(run, asked, tmp_path, monkeypatch):
     languages = fake_spacy(monkeypatch)
     found = record_scores(run, "multi30k-en-de", tmp_path)
-    assert asked == [("en", "de", "test_2016_flickr")] and languages == ["de", "de"]
+    assert asked == [("en", "de", "val"), ("en", "de", "test_2016_flickr")]
+    assert languages == ["de", "de", "de"]
     for scores in found["scores"].values():
         assert set(PROTOCOLS) <= scores.keys()
         assert "(de, sacremoses" in scores["moses-lower"]["signature"]
