@@ -211,6 +211,15 @@ def test_parallel_lines_refuses_what_is_no_parallel_text(source, target, told, t
         command.parallel_lines(str(tmp_path / "a"), str(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u0085", "\x0c"])
+def test_parallel_lines_are_cut_at_line_ends_only(inside, tmp_path):
+    pairs = [(f"a{inside}b", "c"), ("d", f"e{inside}"), ("f", "g")]
+    for name, side in zip("ab", zip(*pairs, strict=True), strict=True):
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in side), encoding="utf-8")
+    learned, held = command.parallel_lines(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert {*learned, *held} == set(pairs)
+
+
 def test_parallel_lines_keeps_no_held_out_pair_among_the_learned(tmp_path):
     (tmp_path / "a").write_text("a\nb\n" * 50)
     (tmp_path / "b").write_text("c\nd\n" * 50)

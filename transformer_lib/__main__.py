@@ -219,7 +219,8 @@ def _chosen(options: argparse.Namespace) -> Any:
 
 def parallel_lines(source: str, target: str) -> tuple[list, list]:
     """Read two files with one text a line; hold out one pair in 20, at most 1,000, at random."""
-    sides = [Path(file).read_text(encoding="utf-8").splitlines() for file in (source, target)]
+    texts = [Path(file).read_text(encoding="utf-8") for file in (source, target)]
+    sides = [text.removesuffix("\n").split("\n") for text in texts]  # splitlines cuts at U+2028
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"{source} and {target} must have as many lines, got {len(sides[0])} and {len(sides[1])}"
