@@ -145,12 +145,12 @@ def test_help_lists_recipes_and_every_setting_with_its_default(capsys):
     told = told_by(capsys, "train", "number-names")
     assert (
         "weight updates (default: 600)" in told
-        and "--max-tokens MAX_TOKENS (default: 2048)" in told
+        and "--max-tokens MAX_TOKENS tokens of a batch, padding included (default: 2048)" in told
     )
     told = told_by(capsys, "translate")
     assert all(name in told for name in ("multi30k-de-en", "(default: 5)", "--length-penalty"))
     assert all(option in told_by(capsys, "check") for option in ("--vocab-size", "--skip"))
-    assert all(command in told_by(capsys) for command in ("train", "translate", "check"))
+    assert all(command in told_by(capsys) for command in ("train", "translate", "generate"))
 
 
 def test_train_cuts_the_warmup_of_the_recipe_to_the_steps_asked_for(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,8 +14,8 @@ from transformer_lib import recipes
 from transformer_lib.__main__ import main
 from transformer_lib.checkpoints import CheckpointError, load_checkpoint, read_records
 from transformer_lib.cost import cost
-from transformer_lib.models import Transformer, TransformerConfig
-from transformer_lib.recipes import RECIPES, Recipe, export_model, load_export
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.recipes import RECIPES, LanguageRecipe, Recipe, export_model, load_export
 from transformer_lib.tokenizer import END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
 from transformer_lib.translation import Translator
@@ -53,8 +55,9 @@ def losses(folder):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_described_and_consistent(name):
     recipe = RECIPES[name]
-    config = TransformerConfig(vocab_size=recipe.vocab_size, **recipe.model)
-    assert cost(config).parameters < 6_000_000  # 12 MB in fp16, what ships with the library
+    config = TransformerConfig(vocab_size=getattr(recipe, "vocab_size", 69), **recipe.model)
+    if isinstance(recipe, Recipe):
+        assert cost(config).parameters < 6_000_000  # 12 MB in fp16, what ships with the library
     assert 10 < len(recipe.about) < 70
     assert recipe.training.validate_every % recipe.training.save_every == 0  # the best is kept
 
@@ -86,6 +89,94 @@ def test_number_names_recipe_learns_its_task(tmp_path):
     sources, targets = zip(*recipe.pairs("val"), strict=True)
     found = translator(sources, beam=1)
     assert sum(a == b for a, b in zip(found, targets, strict=True)) >= 950
+
+
+TEXT = "one two three, " * 40
+
+
+def tiny_language(**changes):
+    """A language recipe that takes seconds."""
+    given = {
+        "about": "counting", "block": 8, "batch_size": 4, "text": lambda split: TEXT,
+        "model": {"d_model": 16, "n_heads": 2, "d_ff": 16, "n_decoder_layers": 1},
+        "training": TrainingConfig(n_steps=4, learning_rate=1e-2, save_every=2, validate_every=2),
+    }  # fmt: skip
+    return LanguageRecipe(**given | changes)
+
+
+def test_language_recipe_validates_on_each_held_out_character_once():
+    held = "".join(random.Random(0).choices("abcdef", k=100))
+    texts = {"train": TEXT, "val": held}
+    tokenizer, data, validation = tiny_language(text=texts.__getitem__).batches()
+    assert {*tokenizer.decode(tokenizer.encode(TEXT + held))} == {*TEXT, *held}
+    labels = torch.cat([batch.labels.flatten() for batch in validation]).tolist()
+    assert tokenizer.decode(labels) == held[1:97]  # 12 blocks of 8
+    assert all(torch.equal(b.inputs[:, 1:], b.labels[:, :-1]) for b in validation)
+    assert [len(batch.inputs) for batch in validation] == [4, 4, 4]
+    assert {len(batch.inputs) for batch in data} == {4} and data.block == 8
+
+
+def test_language_recipe_refuses_a_text_shorter_than_a_block():
+    recipe = tiny_language(text={"train": TEXT, "val": "x" * 8}.__getitem__)
+    with pytest.raises(ValueError, match=r"text\('val'\) must have more than block = 8 char"):
+        recipe.batches()
+
+
+def test_shakespeare_recipes_are_those_of_nanogpt():
+    small, large = RECIPES["shakespeare-gpt-cpu"], RECIPES["shakespeare-gpt"]
+    sizes = [
+        (r.model["n_decoder_layers"], r.model["n_heads"], r.model["d_model"], r.block, r.batch_size)
+        for r in (small, large)
+    ]
+    assert sizes == [(4, 4, 128, 64, 12), (6, 6, 384, 256, 64)]
+    assert (small.training.n_steps, large.training.n_steps) == (2000, 5000)
+    rates = [small.training.learning_rate_at(step) for step in (1, 100, 2000)]
+    assert rates == pytest.approx([1e-5, 1e-3, 1e-4])
+
+
+def test_language_recipe_trains_exports_and_generates(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "tiny-language", tiny_language())
+    monkeypatch.chdir(tmp_path)
+    main(["train", "tiny-language", "--device", "cpu", "--n-steps", "60"])
+    assert "a sample:" in capsys.readouterr().out
+    assert losses(tmp_path / "runs/tiny-language")[-1] < 1.5 < 2.2 < np.log(14)
+    model, tokenizer = load_export("runs/tiny-language/export")
+    assert isinstance(model, DecoderOnly)
+    for seed in ("0", "0", "1"):
+        options = ["--n-tokens", "30", "--temperature", "0.5", "--seed", seed, "--device", "cpu"]
+        main(["generate", "runs/tiny-language", "one t", *options])
+    texts = capsys.readouterr().out.splitlines()
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith("one t") and len(text) == 35 for text in texts)
+    with pytest.raises(ValueError, match="must hold a Transformer, got a DecoderOnly"):
+        Translator.load("runs/tiny-language/export")
+    with pytest.raises(SystemExit):
+        main(["generate", "multi30k-de-en", "a"])
+
+
+def test_train_learns_from_a_text_of_the_user(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "tiny-language", tiny_language())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("hello world, " * 30)
+    main(["train", "tiny-language", "--text", "mine.txt", "--device", "cpu", "--batch-size", "2"])
+    tokenizer = load_export("runs/mine.txt/export")[1]
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello" and tokenizer.vocab_size < 16
+    for arguments in (
+        ["number-names", "--text", "mine.txt"],
+        ["tiny-language", "--max-tokens", "9"],
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["train", *arguments])
+        assert f"error: {arguments[1]} is no setting of the recipe" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not DATA, reason="Tiny Shakespeare is not on this machine")
+def test_shakespeare_recipe_reads_nine_tenths_and_validates_on_the_rest():
+    tokenizer, data, validation = RECIPES["shakespeare-gpt-cpu"].batches()
+    assert tokenizer.vocab_size == 69  # 65 characters, 4 specials
+    assert sum(batch.n_tokens for batch in validation) == 1742 * 64
+    assert len(data.fingerprint()) == 16 and next(data.endless()).inputs.shape == (12, 64)
 
 
 def test_recipe_refuses_an_empty_split():
@@ -236,7 +327,7 @@ def test_export_refuses_another_tokenizer_or_model(tmp_path):
     with pytest.raises(ValueError, match="must have the model's .* tokens, got 260"):
         export_model(trainer, Tokenizer.bpe(["a"], 260), tmp_path / "export")
     trainer.bare = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="must be a Transformer, got Linear"):
+    with pytest.raises(ValueError, match="must be one of .*DecoderOnly.*, got Linear"):
         export_model(trainer, tokenizer, tmp_path / "export")
 
 

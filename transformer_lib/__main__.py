@@ -1,4 +1,4 @@
-"""The commands: `python -m transformer_lib train | translate | check`."""
+"""The commands: `python -m transformer_lib train | translate | generate | check`."""
 
 import argparse
 import dataclasses
@@ -16,6 +16,12 @@ from typing import Any
 import torch
 
 PROG = "python -m transformer_lib"
+SIZES = {  # of the recipes: the first two for translation, the others for a language model
+    "vocab_size": "tokens of the byte-pair encoding",
+    "max_tokens": "tokens of a batch, padding included",
+    "block": "tokens that a language model reads at once",
+    "batch_size": "blocks in a batch",
+}
 HELP = {
     "n_steps": "weight updates",
     "learning_rate": "highest learning rate",
@@ -54,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except torch.OutOfMemoryError:
-        _fail("out of memory: lower --max-tokens, or raise --accumulate")
+        _fail("out of memory: lower --max-tokens or --batch-size, or raise --accumulate")
     except (OSError, ValueError, ImportError, CheckpointError, NonFiniteLoss) as error:
         _fail(str(error))
     if status:
@@ -68,10 +74,11 @@ def _fail(message: str) -> None:
 
 def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Make the parser; where the arguments name a recipe, its help shows that recipe's settings."""
-    top = argparse.ArgumentParser(prog=PROG, description="Train, translate, or check your code.")
+    top = argparse.ArgumentParser(prog=PROG, description="Train, translate, generate text, or check your code.")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands, arguments)
     _add_translate(commands)
+    _add_generate(commands)
     _add_check(commands)
     return top
 
@@ -124,8 +131,9 @@ def _add_train(commands: Any, arguments: Sequence[str]) -> None:
     command.set_defaults(run=_train)
     command.add_argument("recipe", choices=RECIPES, metavar="RECIPE", help="see the list below")
     command.add_argument("--folder", help="for checkpoints and log (default: runs/RECIPE)")
-    command.add_argument("--source", metavar="FILE", help="your own data: one text a line")
+    command.add_argument("--source", metavar="FILE", help="your own pairs: one text a line")
     command.add_argument("--target", metavar="FILE", help="its translations, line by line")
+    command.add_argument("--text", metavar="FILE", help="your own text, for a language model")
     _add_machine(command)
     command.add_argument(
         "--sharding", choices=("ddp", "fsdp"), default="ddp",
@@ -133,9 +141,9 @@ def _add_train(commands: Any, arguments: Sequence[str]) -> None:
     )  # fmt: skip
     command.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
     recipe = next((RECIPES[word] for word in arguments if word in RECIPES), None)
-    for name in ("vocab_size", "max_tokens"):
-        default = getattr(recipe, name) if recipe else "the recipe's"
-        command.add_argument(_flag(name), type=_positive, help=f"(default: {default})")
+    for name, about in SIZES.items():
+        default = getattr(recipe, name, "none") if recipe else "the recipe's"
+        command.add_argument(_flag(name), type=_positive, help=f"{about} (default: {default})")
     for field in dataclasses.fields(TrainingConfig):
         default = getattr(recipe.training, field.name) if recipe else "the recipe's"
         names = [_flag(field.name), f"--training.{field.name}"]
@@ -203,18 +211,31 @@ def _chosen(options: argparse.Namespace) -> Any:
     training = given["training"]
     if "n_steps" in training and "warmup" not in training:
         training["warmup"] = min(recipe.training.warmup, max(training["n_steps"], 0))
-    sizes = {k: v for k in ("vocab_size", "max_tokens") if (v := getattr(options, k)) is not None}
+    sizes = {k: v for k in SIZES if (v := getattr(options, k)) is not None}
     if (options.source is None) != (options.target is None):
         raise ValueError("--source and --target must be given together")
     if options.source is not None:
         pairs = parallel_lines(options.source, options.target)
         sizes["pairs"] = dict(zip(("train", "val"), pairs, strict=True)).__getitem__
+    if options.text is not None:
+        sizes["text"] = dict(zip(("train", "val"), split_text(options.text), strict=True)).__getitem__
+    other = sorted(sizes.keys() - {field.name for field in dataclasses.fields(recipe)})
+    if other:
+        flag = {"pairs": "--source"}.get(other[0], _flag(other[0]))
+        raise ValueError(f"{flag} is no setting of the recipe {options.recipe}; see train --help")
     return dataclasses.replace(
         recipe,
         training=dataclasses.replace(recipe.training, **training),
         model={**recipe.model, **given["model"]},
         **sizes,
     )
+
+
+def split_text(file: str) -> tuple[str, str]:
+    """Read a text; its last tenth is held out."""
+    text = Path(file).read_text(encoding="utf-8")
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
 
 
 def parallel_lines(source: str, target: str) -> tuple[list, list]:
@@ -241,9 +262,8 @@ def _train(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .distributed import process_group
-    from .models import Transformer
     from .trainer import Trainer
-    from .recipes import check_export_folder, export_model
+    from .recipes import LanguageRecipe, check_export_folder, export_model, load_export
     from .runs import tensorboard_log
     from .translation import Translator
 
@@ -251,6 +271,8 @@ def _train(options: argparse.Namespace) -> None:
     name = options.recipe
     if options.source is not None:
         name = f"{Path(options.source).name}-{Path(options.target).name}"
+    if options.text is not None:
+        name = Path(options.text).name
     folder = Path(options.folder or f"runs/{name}")
     check_export_folder(folder / "export")
     _use_machine(options)
@@ -267,9 +289,10 @@ def _train(options: argparse.Namespace) -> None:
                 board(record)
 
         trainer = Trainer(
-            Transformer(recipe.config(tokenizer)),
+            recipe.make(tokenizer),
             data,
             recipe.training,
+            loss=recipe.loss,
             validation=validation,
             folder=folder,
             worker=worker,
@@ -282,6 +305,11 @@ def _train(options: argparse.Namespace) -> None:
         if worker.is_first:
             export = export_model(trainer, tokenizer, folder / "export")
             tqdm.write(f"exported to {export}")
+            if isinstance(recipe, LanguageRecipe):
+                model, tokenizer = load_export(export)
+                model.to(worker.device)
+                tqdm.write(f"\na sample:\n{generated(model, tokenizer, n_tokens=300)}")
+                return
             pairs = recipe.pairs("val")[:3]
             found = Translator.load(export)([source for source, _ in pairs])
             for (source, target), output in zip(pairs, found, strict=True):
@@ -325,6 +353,62 @@ def _translate(options: argparse.Namespace) -> None:
         line = text.rstrip("\r\n")
         found = translator([line], beam=options.beam, length_penalty=options.length_penalty)
         print(found[0].replace("\n", " "), flush=True)
+
+
+# generate
+
+
+def _add_generate(commands: Any) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="continue a text with a trained language model",
+        description="Continue a text with a language model that `train` made.",
+    )
+    command.set_defaults(run=_generate)
+    command.add_argument("model", metavar="MODEL", help="an export, or the folder of a run")
+    command.add_argument("prompt", nargs="?", default="\n", help="the text (default: a new line)")
+    command.add_argument("--n-tokens", type=_positive, default=500, help="to add (default: 500)")
+    command.add_argument("--temperature", type=float, default=0.8, help="(default: 0.8)")
+    command.add_argument("--top-k", type=_positive, help="choose among so many (default: all)")
+    command.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    _add_machine(command)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .models import DecoderOnly
+    from .recipes import load_export
+    from .sampling import Sampler
+
+    _use_machine(options)
+    inside = Path(options.model, "export")
+    folder = inside if inside.is_dir() else Path(options.model)
+    model, tokenizer = load_export(folder)
+    if not isinstance(model, DecoderOnly):
+        raise ValueError(f"{folder} holds no language model; use `{PROG} translate` with it")
+    model.to(options.device or "cpu")
+    torch.manual_seed(options.seed)
+    sampler = Sampler(temperature=options.temperature, top_k=options.top_k)
+    prompt, n_tokens = options.prompt, options.n_tokens
+    print(generated(model, tokenizer, prompt, n_tokens=n_tokens, sampler=sampler))
+
+
+def generated(
+    model: Any, tokenizer: Any, prompt: str = "\n", *, n_tokens: int, sampler: Any = None
+) -> str:
+    """Continue a text by so many tokens; the model reads half its context and fills the rest."""
+    from .sampling import Sampler, sample
+
+    device, room = next(model.parameters()).device, model.config.max_len
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt must not be empty")
+    end, context = len(ids) + n_tokens, max(1, room // 2)
+    while len(ids) < end:
+        source = torch.tensor([ids[-context:]], device=device)
+        n_new = min(end - len(ids), room - source.shape[1])
+        pick = sampler or Sampler(temperature=0.8)
+        ids += sample(model, source, max_len=n_new, sampler=pick, end=None)[0]
+    return tokenizer.decode(ids).removeprefix("\n")
 
 
 # check
