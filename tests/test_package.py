@@ -281,7 +281,7 @@ def test_lines_of_code_are_counted_without_docstrings_and_comments():
 # One idea fits 250 lines of code. The conformance kit is one idea with a check for each of many
 # properties; the trainer is one loop, with all that lets it be stopped anywhere.
 LONGER = {
-    "testing": 500, "trainer": 530,
+    "testing": 500, "trainer": 550,
     "attention": 265, "checkpoints": 270, "multihead": 255, "models": 300,
 }  # fmt: skip
 

@@ -268,10 +268,8 @@ def export_model(trainer: Trainer, tokenizer: Tokenizer, folder: str | Path) -> 
         (draft / _CONFIG).write_text(text + "\n", encoding="utf-8")
         tokenizer.save(draft / _TOKENIZER)
         hashes = {name: _sha256(draft / name) for name in _EXPORTED}
-        seal = json.dumps(
-            {"class": kind, "sha256": hashes, "versions": library_versions()}, indent=1
-        )
-        (draft / _SEAL).write_text(seal + "\n", encoding="utf-8")
+        seal = {"class": kind, "sha256": hashes, "versions": library_versions()}
+        (draft / _SEAL).write_text(json.dumps(seal, indent=1) + "\n", encoding="utf-8")
 
     try:
         write_atomically(folder, write)

@@ -15,7 +15,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +65,7 @@ from transformer_lib.runs import (
     StopRequest,
     describe_model,
     differences,
+    made_ahead,
     require_space,
 )
 from .shapes import require_choice, require_integers, require_range
@@ -328,25 +328,9 @@ class Trainer:
         if not self._prefetch:
             yield self.data.endless()
             return
-        source = self.data.endless()
-
-        def make() -> tuple[TrainingBatch, dict[str, Any]]:
-            return next(source), self.data.state_dict()
-
-        def ahead(pool: ThreadPoolExecutor) -> Iterator[TrainingBatch]:
-            coming = pool.submit(make)
-            while True:
-                batch, self._place = coming.result()
-                coming = pool.submit(make)
-                yield batch
-
-        self._place = self.data.state_dict()
-        try:
-            with ThreadPoolExecutor(max_workers=1) as pool:  # leaving it waits for the thread
-                yield ahead(pool)
-        finally:
-            self.data.load_state_dict(self._place)
-            self._place = None
+        with made_ahead(self.data) as pairs:
+            yield (batch for batch, self._place in pairs)
+        self._place = None
 
     @property
     def is_done(self) -> bool:
