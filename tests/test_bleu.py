@@ -159,6 +159,17 @@ def test_bleu_refuses_text_without_spaces_and_scores_it_with_spaces(protocol, te
     assert bleu([f"He said {text[:5]} to us"] * 2, [f"He said {text[:5]} to us"] * 2).bleu > 99
 
 
+def test_bleu_accepts_words_of_at_most_six_letters_without_spaces():
+    assert bleu(["今天天气很好"], ["今天天气很好"]).n_hypothesis == 1
+    with pytest.raises(ValueError, match="separates words at spaces"):
+        bleu(["今天天气很好我"], ["今天天气很好我"])
+
+
+def test_bleu_score_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        bleu(HYPOTHESES, REFERENCES).bleu = 0.0
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("bad", [None, float("nan"), b"wer", 7, ["wer"]], ids=repr)
 def test_bleu_refuses_what_is_no_text(bad):

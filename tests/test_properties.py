@@ -106,6 +106,17 @@ def worst(law, target):
     return max(x.detach().double().nan_to_num(torch.inf).max().item() for x in deviations)
 
 
+@pytest.mark.parametrize("law, axis", [("batch_independence", 0), ("head_independence", 1)])
+def test_independence_is_measured_relative_to_the_outputs_of_the_whole(law, axis):
+    """Ten times the outputs for a part: nine times too much, where they are large."""
+
+    def ten_times(query, key, value, mask=None, *, causal=False):
+        out = explicit(query, key, 5 * value, mask, causal=causal)
+        return out * (10 if query.shape[axis] == 1 else 1)
+
+    assert worst(LAWS[law], ten_times) == pytest.approx(9)
+
+
 def test_laws_are_all_applied_by_the_kit():
     assert NAMES.keys() == LAWS.keys() and len(LAWS) == 16
 
