@@ -4,6 +4,7 @@ import copy
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -19,6 +20,7 @@ from transformer_lib.optimization import (
     linear,
     make_optimizer,
     noam_rate,
+    wsd,
 )
 
 
@@ -73,6 +75,28 @@ def test_linear_falls_on_a_line_and_cosine_on_half_a_cosine():
         assert cosine(step, 20, 100) == pytest.approx(math.cos(math.pi * (step - 20) / 160) ** 2)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "n_steps", "corners"),
+    [
+        (20, 100, {0: 0, 20: 1, 80: 1, 100: 0}),
+        (1, 11, {0: 0, 1: 1, 9: 1, 11: 0}),
+        (90, 100, {0: 0, 90: 1, 100: 0}),  # no time for a fifth
+        (3, 4, {0: 0, 3: 1, 4: 0}),  # a fifth of a step is one step
+        (7, 7, {0: 0, 7: 1, 8: 0}),
+    ],
+)
+def test_wsd_is_a_trapezoid_whose_last_fifth_falls(warmup, n_steps, corners):
+    for step in range(3 * n_steps):
+        expected = np.interp(step, [*corners], [*corners.values()])
+        assert wsd(step, warmup, n_steps) == pytest.approx(expected)
+
+
+def test_wsd_before_its_fall_does_not_depend_on_the_number_of_steps():
+    for step in range(1, 81):
+        assert wsd(step, 20, 100) == wsd(step, 20, 101) == wsd(step, 20, 10**6)
+    assert wsd(81, 20, 100) < wsd(81, 20, 200) == 1
+
+
 def test_noam_rate_follows_its_equation():
     for d_model, warmup in ((512, 4000), (1024, 4000), (7, 3)):
         for step in (1, 2, 3, 4, 400, 4000, 4001, 100_000):
@@ -88,6 +112,7 @@ def test_schedules_are_found_by_name():
         "inverse_sqrt": inverse_sqrt,
         "linear": linear,
         "cosine": cosine,
+        "wsd": wsd,
     }
 
 

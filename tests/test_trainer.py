@@ -662,9 +662,20 @@ def test_resume_refuses_another_minimum_of_the_learning_rate(tmp_path):
         make(tmp_path, min_lr_ratio=0.2, **options).resume()
 
 
-@pytest.mark.parametrize("until, same", [(3, True), (4, True), (5, False)])
-def test_resume_accepts_more_steps_while_the_schedule_is_the_same_so_far(until, same, tmp_path):
-    options = {"schedule": "linear", "warmup": 4, "validate_every": None}
+@pytest.mark.parametrize(
+    "schedule, until, same",
+    [
+        ("linear", 3, True),
+        ("linear", 4, True),
+        ("linear", 5, False),
+        ("wsd", 10, True),
+        ("wsd", 11, False),
+    ],
+)
+def test_resume_accepts_more_steps_while_the_schedule_is_the_same_so_far(
+    schedule, until, same, tmp_path
+):
+    options = {"schedule": schedule, "warmup": 4, "validate_every": None}
     make(tmp_path, **options).fit(until)
     longer = make(tmp_path, n_steps=20, **options)
     if same:

@@ -25,7 +25,7 @@ SIZES = {  # of the recipes: the first two for translation, the others for a lan
 HELP = {
     "n_steps": "weight updates",
     "learning_rate": "highest learning rate",
-    "schedule": "constant, cosine, inverse_sqrt or linear",
+    "schedule": "constant, cosine, inverse_sqrt, linear or wsd",
     "warmup": "steps until the highest learning rate",
     "min_lr_ratio": "fraction of the highest learning rate that the schedule falls to",
     "label_smoothing": "probability that the target spreads over all tokens",
