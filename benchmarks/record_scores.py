@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from transformer_lib.bleu import PROTOCOLS, bleu
 from transformer_lib.checkpoints import (
     CheckpointError,
@@ -45,7 +47,7 @@ def record_scores(run: str | Path, recipe: str, out: str | Path) -> dict[str, An
     if names[0] != "multi30k" or recipe not in RECIPES:
         raise ValueError(f"record_scores: recipe must be multi30k-SOURCE-TARGET, got {recipe!r}")
     translator, records = Translator.load(run / "export"), read_records(run / LOG)
-    found = _about(recipe, run, translator, records) | {"scores": {}}
+    found = about_run(recipe, run, translator.model, records) | {"scores": {}}
     sources, references = map(list, zip(*multi30k(names[1], names[2], "val"), strict=True))
     found["validation"] = {"beam": 5} | _scores(translator(sources, beam=5), references, names[2])
     pairs = multi30k(names[1], names[2], "test_2016_flickr")
@@ -55,10 +57,9 @@ def record_scores(run: str | Path, recipe: str, out: str | Path) -> dict[str, An
         hypotheses = [text.replace("\n", " ") for text in translator(sources, beam=beam)]
         scores: dict[str, Any] = {"beam": beam, "seconds": time.perf_counter() - start}
         found["scores"][name] = scores | _scores(hypotheses, references, names[2])
-        _write_lines(out / f"{name}.txt", hypotheses)
-    kept = [json.dumps(r) for r in records if "loss" not in r or r["step"] % 10 == 1]
-    _write_lines(out / LOG, kept)
-    _write_lines(out / "scores.json", [json.dumps(found, indent=1)])
+        write_lines(out / f"{name}.txt", hypotheses)
+    write_log(out, records)
+    write_lines(out / "scores.json", [json.dumps(found, indent=1)])
     return found
 
 
@@ -76,13 +77,19 @@ def _scores(hypotheses: list[str], references: list[str], language: str) -> dict
     return scores
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_log(out: Path, records: list[dict[str, Any]]) -> None:
+    """Keep every tenth step, and all validations."""
+    kept = [json.dumps(r) for r in records if "loss" not in r or r["step"] % 10 == 1]
+    write_lines(out / LOG, kept)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
     text = "".join(f"{line}\n" for line in lines)
     write_atomically(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
-def _about(
-    recipe: str, run: Path, translator: Translator, records: list[dict[str, Any]]
+def about_run(
+    recipe: str, run: Path, model: nn.Module, records: list[dict[str, Any]]
 ) -> dict[str, Any]:  # fmt: skip
     """Say how, where and when a model was trained, and how far it came."""
     checkpoint = latest_valid(run)
@@ -98,9 +105,9 @@ def _about(
         "commit": _commit(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": library_versions(),
-        "parameters": sum(p.numel() for p in translator.model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "model": dataclasses.asdict(translator.model.config),
+        "model": dataclasses.asdict(model.config),
         "training": state["training"],
         "precision": state["precision"],
         "trained_with": state.get("provenance", []),  # written by the run itself

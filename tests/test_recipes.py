@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.record_language import record_language
 from transformer_lib import recipes
 from transformer_lib.__main__ import main
 from transformer_lib.checkpoints import CheckpointError, load_checkpoint, read_records
@@ -148,10 +149,21 @@ def test_language_recipe_trains_exports_and_generates(tmp_path, monkeypatch, cap
     texts = capsys.readouterr().out.splitlines()
     assert texts[0] == texts[1] != texts[2]
     assert all(text.startswith("one t") and len(text) == 35 for text in texts)
+    found = record_language("runs/tiny-language", "tiny-language", "record")
+    assert json.loads((tmp_path / "record/record.json").read_text()) == found
+    validated = [r for r in read_records(tmp_path / "record/log.jsonl") if "loss" not in r]
+    assert found["validation_loss"] == min(r["validation_loss"] for r in validated)
+    assert found["steps"] == 60 and found["command"].endswith("train tiny-language --n-steps 60")
+    assert len(found["sample"]["text"]) == 500 and found["trained_with"][0]["from_step"] == 0
+    with pytest.raises(ValueError, match="must be a language recipe, got 'number-names'"):
+        record_language("runs/tiny-language", "number-names", "record")
     with pytest.raises(ValueError, match="must hold a Transformer, got a DecoderOnly"):
         Translator.load("runs/tiny-language/export")
-    with pytest.raises(SystemExit):
-        main(["generate", "multi30k-de-en", "a"])
+    bad = {"runs/nothing a": "holds no exported model", "runs/tiny-language 5": "only characters"}
+    for arguments, told in bad.items():
+        with pytest.raises(SystemExit):
+            main(["generate", *arguments.split()])
+        assert told in capsys.readouterr().err
 
 
 def test_train_learns_from_a_text_of_the_user(tmp_path, monkeypatch, capsys):

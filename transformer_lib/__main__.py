@@ -366,7 +366,7 @@ def _add_generate(commands: Any) -> None:
     )
     command.set_defaults(run=_generate)
     command.add_argument("model", metavar="MODEL", help="an export, or the folder of a run")
-    command.add_argument("prompt", nargs="?", default="\n", help="the text (default: a new line)")
+    command.add_argument("prompt", nargs="?", help="the text (default: a new line)")
     command.add_argument("--n-tokens", type=_positive, default=500, help="to add (default: 500)")
     command.add_argument("--temperature", type=float, default=0.8, help="(default: 0.8)")
     command.add_argument("--top-k", type=_positive, help="choose among so many (default: all)")
@@ -393,22 +393,30 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def generated(
-    model: Any, tokenizer: Any, prompt: str = "\n", *, n_tokens: int, sampler: Any = None
+    model: Any, tokenizer: Any, prompt: str | None = None, *, n_tokens: int, sampler: Any = None
 ) -> str:
-    """Continue a text by so many tokens; the model reads half its context and fills the rest."""
+    """Continue a text by so many tokens; the model reads half its context and fills the rest.
+
+    Without a prompt it starts after a new line, or the first character of the vocabulary.
+    """
     from .sampling import Sampler, sample
+    from .tokenizer import UNKNOWN
 
     device, room = next(model.parameters()).device, model.config.max_len
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise ValueError("the prompt must not be empty")
+    given = tokenizer.encode(prompt or "\n")
+    if prompt is None and UNKNOWN in given:
+        given = [UNKNOWN + 1]
+    if UNKNOWN in given:
+        raise ValueError("the prompt must hold only characters that the model was trained on")
+    ids = list(given)
     end, context = len(ids) + n_tokens, max(1, room // 2)
     while len(ids) < end:
         source = torch.tensor([ids[-context:]], device=device)
         n_new = min(end - len(ids), room - source.shape[1])
         pick = sampler or Sampler(temperature=0.8)
-        ids += sample(model, source, max_len=n_new, sampler=pick, end=None)[0]
-    return tokenizer.decode(ids).removeprefix("\n")
+        drawn = sample(model, source, max_len=n_new, sampler=pick, end=None)[0]
+        ids += [i for i in drawn if i > UNKNOWN] or drawn  # no PAD, BEGIN, END in a text
+    return tokenizer.decode(ids if prompt else ids[len(given) :])
 
 
 # check
