@@ -3,20 +3,17 @@
 import functools
 import itertools
 import math
-import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_generation import BEGIN, END, POSITIONS, refused
 
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import Hypothesis, beam_search
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
-
-BEGIN, END = 1, 2
-KINDS = ["sinusoidal", "learned", "rotary", "alibi", "relative", "none"]
 
 
 def make(vocab_size=7, *, seed=0, peaked=2.5, dtype=torch.float64, **options):
@@ -99,9 +96,9 @@ def check_found(found, expected, **tolerances):
 # agreement
 
 
-@pytest.mark.parametrize("positions", KINDS)
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("n_kv_heads", [1, 2])
-def test_every_position_scheme_and_shared_keys_agree(positions, n_kv_heads):
+def test_beam_search_agrees_with_loops_for_all_positions_and_shared_keys(positions, n_kv_heads):
     model = make(seed=3, positions=positions, n_kv_heads=n_kv_heads)
     source, mask = sources(model, [4, 2])
     options = {"beam": 3, "length_penalty": 0.5, "max_len": 6}
@@ -112,7 +109,7 @@ def test_every_position_scheme_and_shared_keys_agree(positions, n_kv_heads):
 
 @pytest.mark.parametrize("seed", [0, 5, 6, 10, 13, 14, 15, 16])  # where it matters what is third
 @pytest.mark.parametrize("amount, peaked", [(1.0, 1.0), (2.5, 2.5)])
-def test_an_end_among_the_best_costs_no_prefix(amount, peaked, seed):
+def test_beam_search_loses_no_prefix_to_an_end_among_the_best(amount, peaked, seed):
     model = make(9, seed=seed, peaked=peaked)
     bias(model, END, amount)
     source, _ = sources(model, [4], seed)
@@ -121,7 +118,7 @@ def test_an_end_among_the_best_costs_no_prefix(amount, peaked, seed):
     check_found(found, beam_slowly(next_of(model, source[0]), END, **options))
 
 
-def test_the_log_probability_is_that_of_the_whole_line_and_its_end():
+def test_log_probability_is_that_of_the_whole_line_and_its_end():
     model, max_len = make(11, seed=5), 6
     hook = bias(model, END, 2.5)
     source, mask = sources(model, [5, 3, 4])
@@ -140,7 +137,7 @@ def test_the_log_probability_is_that_of_the_whole_line_and_its_end():
 # batches
 
 
-def test_neither_the_batch_nor_its_padding_changes_anything():
+def test_beam_search_does_not_depend_on_batch_or_padding():
     model = make(9, seed=1)
     source, mask = sources(model, [5, 1, 0, 4, 2])
     options = {"beam": 3, "max_len": 7}
@@ -157,7 +154,7 @@ def check_alike(one, other):
         check_found(row, [(x.tokens, x.log_probability, x.score, x.finished) for x in again])
 
 
-def test_one_mask_may_serve_all_rows_and_none_means_all_visible():
+def test_beam_search_takes_one_mask_for_all_rows_and_none_for_all_visible():
     model = make(seed=2)
     source, _ = sources(model, [4, 4, 4])
     hidden = torch.tensor([True, True, True, False]).view(1, 1, 1, 4)
@@ -169,7 +166,7 @@ def test_one_mask_may_serve_all_rows_and_none_means_all_visible():
     assert found[0][0].log_probability != pytest.approx(apart[0][0].log_probability)
 
 
-def test_an_empty_batch_gives_an_empty_list_and_an_empty_source_a_translation():
+def test_beam_search_returns_nothing_for_an_empty_batch_and_translates_an_empty_source():
     model = make()
     for empty in ((0, 5), (0, 0)):
         source = torch.zeros(empty, dtype=torch.int64)
@@ -179,7 +176,7 @@ def test_an_empty_batch_gives_an_empty_list_and_an_empty_source_a_translation():
     check_found(first, beam_slowly(next_of(model, nothing[0]), END, 2, 1.0, 4))
 
 
-def test_more_beams_than_there_are_extensions():
+def test_beam_search_allows_more_beams_than_extensions():
     for vocab_size in (3, 4):
         model = make(vocab_size)
         source, _ = sources(model, [2, 2])
@@ -194,7 +191,7 @@ def test_more_beams_than_there_are_extensions():
 # what is done, and when it stops
 
 
-def test_finished_rows_leave_the_batch_at_once():
+def test_beam_search_drops_finished_rows_at_once():
     model = make(30, seed=0, peaked=3.0)
     source, mask = sources(model, [5, 3, 4, 2, 5, 1, 4, 3], seed=6)
     steps = []
@@ -216,7 +213,7 @@ def test_finished_rows_leave_the_batch_at_once():
     assert steps == [sum(one) for one in itertools.zip_longest(*alone, fillvalue=0)]
 
 
-def test_a_row_is_left_at_the_first_step_after_which_nothing_can_change():
+def test_beam_search_stops_a_row_at_the_first_step_after_which_nothing_can_change():
     model = make(9, seed=8)
     hook, max_len = bias(model, END, 2.0), 12
     for length_penalty, beam in itertools.product((0.0, 0.5, 1.0), (1, 2, 4)):
@@ -239,7 +236,7 @@ def test_a_row_is_left_at_the_first_step_after_which_nothing_can_change():
     hook.remove()
 
 
-def test_what_is_cut_short_is_kept_and_says_so():
+def test_beam_search_keeps_and_marks_unfinished_hypotheses():
     model = make(seed=1)
     source, _ = sources(model, [4, 4])
     bias(model, END, -math.inf)
@@ -253,7 +250,7 @@ def test_what_is_cut_short_is_kept_and_says_so():
             assert row == sorted(row, key=lambda one: -one.score)
 
 
-def test_the_unfinished_stand_behind_the_finished_whatever_their_score():
+def test_beam_search_sorts_unfinished_hypotheses_last():
     model = make(9, seed=8)
     bias(model, END, -1.0)
     rows = []
@@ -270,7 +267,7 @@ def test_the_unfinished_stand_behind_the_finished_whatever_their_score():
     )
 
 
-def test_impossible_tokens_are_never_written():
+def test_beam_search_never_generates_impossible_tokens():
     model = make(6, seed=1)
     for token in (0, 1, 3):
         bias(model, token, -math.inf)
@@ -281,7 +278,7 @@ def test_impossible_tokens_are_never_written():
         assert all(math.isfinite(one.score) for one in row)
 
 
-def test_a_source_without_hope_is_left():
+def test_beam_search_stops_when_no_prefix_is_possible():
     model = make(6)
     for token in (0, 1, 3, 4, 5):
         bias(model, token, -math.inf)
@@ -296,7 +293,7 @@ def test_a_source_without_hope_is_left():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_sums_in_single_precision(dtype):
+def test_beam_search_sums_half_precision_in_float32(dtype):
     model = make(40, seed=3, dtype=dtype)
     source, mask = sources(model, [5, 3])
     logits = torch.randn(40, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -309,14 +306,14 @@ def test_half_precision_sums_in_single_precision(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_finds_numbers(dtype):
+def test_beam_search_gives_finite_scores_in_half_precision(dtype):
     model = make(40, seed=3, dtype=dtype)
     source, mask = sources(model, [5, 0])
     for row in beam_search(model, source, mask, beam=2, max_len=8):
         assert all(math.isfinite(one.score) for one in row) and row[0].score >= row[1].score
 
 
-def test_large_logits_of_half_precision_do_not_overflow():
+def test_beam_search_does_not_overflow_for_large_float16_logits():
     model = make(seed=1, dtype=torch.float16)
     model.output.register_forward_hook(lambda module, args, out: out.clamp(-1, 1) * 60_000)
     source, _ = sources(model, [4])
@@ -332,10 +329,6 @@ def test_hypotheses_are_frozen_and_compare_by_value():
 
 
 # refusals
-
-
-def refused(message):
-    return pytest.raises(ValueError, match=re.escape(message))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +351,7 @@ def refused(message):
         ({"patience": math.nan}, "patience must be a number above 0, got nan"),
     ],
 )
-def test_the_options_of_a_beam_are_checked(options, message):
+def test_beam_search_refuses_options_out_of_range(options, message):
     for batch in (2, 0):
         source = torch.zeros(batch, 3, dtype=torch.int64)
         with refused(f"beam_search: {message}"):
@@ -398,7 +391,7 @@ SEARCHES = {
 
 @given(**SEARCHES, beam=st.integers(1, 6), length_penalty=st.sampled_from([0.0, 0.6, 1.0, 2.0]))
 @settings(max_examples=25)
-def test_a_beam_finds_what_one_uncached_sentence_finds_without_stopping(
+def test_beam_search_agrees_with_loops_without_cache_or_early_stop(
     vocab_size, seed, lengths, max_len, peaked, beam, length_penalty
 ):
     model = make(vocab_size, seed=seed, peaked=peaked)
@@ -411,7 +404,7 @@ def test_a_beam_finds_what_one_uncached_sentence_finds_without_stopping(
 
 @given(**SEARCHES, beam=st.integers(1, 5), patience=st.sampled_from([0.5, 1.0, 2.4]))
 @settings(max_examples=15)
-def test_patience_leaves_when_enough_have_finished(
+def test_patience_stops_when_enough_have_finished(
     vocab_size, seed, lengths, max_len, peaked, beam, patience
 ):
     model = make(vocab_size, seed=seed, peaked=peaked)
@@ -427,7 +420,7 @@ def test_patience_leaves_when_enough_have_finished(
 
 @given(seed=st.integers(0, 10_000), vocab_size=st.integers(3, 5), max_len=st.integers(1, 3))
 @settings(max_examples=12)
-def test_a_beam_as_wide_as_all_prefixes_searches_exhaustively(seed, vocab_size, max_len):
+def test_beam_search_is_exhaustive_when_as_wide_as_all_prefixes(seed, vocab_size, max_len):
     model = make(vocab_size, seed=seed)
     source, _ = sources(model, [3], seed)
     next_log_p, others = next_of(model, source[0]), [i for i in range(vocab_size) if i != END]
@@ -447,7 +440,7 @@ def test_a_beam_as_wide_as_all_prefixes_searches_exhaustively(seed, vocab_size, 
 
 @given(**SEARCHES, alpha=st.floats(0, 2))
 @settings(max_examples=15)
-def test_width_one_is_greedy_without_a_length_penalty_or_without_patience(
+def test_beam_of_one_is_greedy_without_length_penalty_or_patience(
     vocab_size, seed, lengths, max_len, peaked, alpha
 ):
     model = make(vocab_size, seed=seed, peaked=peaked)
@@ -480,9 +473,9 @@ def next_after(model, prompt):
     return next_log_p
 
 
-@pytest.mark.parametrize("positions", KINDS)
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("n_kv_heads", [1, 2])
-def test_a_beam_continues_ragged_prompts_as_if_each_stood_alone(positions, n_kv_heads):
+def test_beam_search_continues_each_of_several_prompts_as_if_alone(positions, n_kv_heads):
     model, lengths = writer(seed=3, positions=positions, n_kv_heads=n_kv_heads), [4, 1, 2]
     tokens, mask = sources(model, lengths)
     mask = mask.flip(-1)
@@ -493,7 +486,7 @@ def test_a_beam_continues_ragged_prompts_as_if_each_stood_alone(positions, n_kv_
         check_found(hypotheses, expected)
 
 
-def test_a_beam_as_wide_as_all_continuations_searches_exhaustively():
+def test_beam_search_is_exhaustive_when_as_wide_as_all_continuations():
     for seed in range(4):
         model, max_len = writer(4, seed=seed), 3
         tokens, _ = sources(model, [3], seed)
@@ -511,7 +504,7 @@ def test_a_beam_as_wide_as_all_continuations_searches_exhaustively():
 
 @given(seed=st.integers(0, 10_000), max_len=st.integers(1, 6), alpha=st.floats(0, 2))
 @settings(max_examples=10)
-def test_width_one_continues_greedily(seed, max_len, alpha):
+def test_beam_of_one_continues_a_prompt_greedily(seed, max_len, alpha):
     model = writer(7, seed=seed)
     tokens, mask = sources(model, [3, 1, 4], seed)
     mask = mask.flip(-1)

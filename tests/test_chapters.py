@@ -649,7 +649,7 @@ def test_rules_are_all_shown_to_find_something():
 # The reader of the notebooks
 
 
-def test_the_reader_takes_directives_off_and_turns_them_into_tags():
+def test_reader_turns_directives_into_tags():
     reader = runpy.run_path(str(ROOT / "_ext" / "nbdev_reader.py"))
     nb = toy(put(5, code("#| eval: false\n#|exporti\n\n# a comment\nx = 1", "skip-execution")))
     cells = reader["read"](json.dumps(nb.data)).cells

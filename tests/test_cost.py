@@ -4,30 +4,17 @@ import itertools
 
 import pytest
 import torch
+from test_models import MODERN, POSITIONS, B, S, T, V, n_parameters, small
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformer_lib.cost import Cost, cost, decoder_only_cost
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 
-B, S, T, V = 3, 7, 5, 31  # distinct primes: no axis can be mistaken for another
-POSITIONS = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
-MODERN = {"norm": "pre", "norm_type": "rms", "activation": "swiglu", "n_kv_heads": 1, "bias": False}
-
-
-def small(**changes):
-    sizes = {"d_model": 24, "n_heads": 2, "d_ff": 37, "n_encoder_layers": 2, "n_decoder_layers": 3}
-    rest = {"vocab_size": V, "max_len": 11, "dropout": 0.0}
-    return TransformerConfig(**{**sizes, **rest, **changes})
-
 
 def draw():
     generator = torch.Generator().manual_seed(1)
     return tuple(torch.randint(V, (B, n), generator=generator) for n in (S, T))
-
-
-def n_parameters(model):
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 COSTED = [

@@ -39,7 +39,7 @@ from transformer_lib.devices import (
         ("H100", (9, 0), "bf16"),
     ],
 )
-def test_a_cards_format_follows_its_generation(monkeypatch, card, capability, expected):
+def test_choose_precision_follows_the_generation_of_a_gpu(monkeypatch, card, capability, expected):
     asked = []
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability
@@ -50,7 +50,7 @@ def test_a_cards_format_follows_its_generation(monkeypatch, card, capability, ex
 
 
 @pytest.mark.parametrize("device", [CPU, MPS], ids=str)
-def test_other_devices_compute_in_fp32(device):
+def test_choose_precision_gives_fp32_for_other_devices(device):
     assert choose_precision(device) == "fp32"
 
 
@@ -58,7 +58,7 @@ def test_other_devices_compute_in_fp32(device):
     "cuda, mps, expected",
     [(True, True, "cuda:3"), (True, False, "cuda:3"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_the_best_device_is_a_card_then_apples_then_the_cpu(monkeypatch, cuda, mps, expected):
+def test_best_device_is_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -79,7 +79,7 @@ def test_autocast_to_fp32_holds_inside_another():
         assert (x @ x).dtype == torch.float32
 
 
-def test_an_unknown_format_is_refused():
+def test_autocast_and_measured_peak_refuse_an_unknown_precision():
     known = re.escape("('fp32', 'bf16', 'fp16'), got 'fp8'")
     with pytest.raises(ValueError, match=f"^autocast: precision must be one of {known}"):
         autocast(CPU, "fp8")
@@ -90,14 +90,14 @@ def test_an_unknown_format_is_refused():
 # The clock and the roofline
 
 
-def test_the_clock_keeps_the_fastest_run_but_not_the_first(monkeypatch):
+def test_clock_keeps_the_fastest_run_but_not_the_first(monkeypatch):
     ran, took = [], iter([0.0, 0.1, 1.0, 4.0, 5.0, 7.0, 8.0, 13.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(took))
     assert devices._fastest(lambda: ran.append(0), CPU, repeats=3) == 2
     assert len(ran) == 4
 
 
-def test_the_clock_waits_for_a_card_before_it_is_read(monkeypatch):
+def test_clock_waits_for_the_gpu_before_it_is_read(monkeypatch):
     events = []
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda d: events.append(str(d)))
     monkeypatch.setattr(time, "perf_counter", lambda: events.append("read") or 0.0)
@@ -108,7 +108,7 @@ def test_the_clock_waits_for_a_card_before_it_is_read(monkeypatch):
     assert events == 4 * ["read"]
 
 
-def test_a_peak_counts_two_operations_per_multiplication_and_both_ways_of_a_copy(monkeypatch):
+def test_measured_peak_counts_multiply_and_add_and_both_ways_of_a_copy(monkeypatch):
     work = []
 
     def clock(run, device, repeats):
@@ -126,7 +126,7 @@ def test_a_peak_counts_two_operations_per_multiplication_and_both_ways_of_a_copy
     assert measured_peak(CPU).flops == 2 * 1024**3 / 1.5
 
 
-def test_a_measured_peak_is_plausible_and_repeatable():
+def test_measured_peak_is_plausible_and_repeatable():
     size = 192
     a, b = torch.randn(2, size, size)
     ours = 2 * size**3 / devices._fastest(lambda: a @ b, CPU, repeats=20)
@@ -137,7 +137,7 @@ def test_a_measured_peak_is_plausible_and_repeatable():
         assert 1e6 < high < 8 * low
 
 
-def test_the_roofline_is_the_lower_of_slope_and_roof():
+def test_attainable_is_the_lower_of_slope_and_roof():
     peak = Peak(flops=100.0, bandwidth=20.0)
     assert [peak.attainable(i) for i in (0.0, 1.0, 4.9, 5.0, 5.1, 1e9)] == [
         0,
@@ -150,7 +150,7 @@ def test_the_roofline_is_the_lower_of_slope_and_roof():
 
 
 @pytest.mark.parametrize("size, repeats", [(0, 5), (-1, 5), (7, 0)])
-def test_an_empty_measurement_is_refused(size, repeats):
+def test_measured_peak_refuses_an_empty_measurement(size, repeats):
     got = f"^measured_peak: size and repeats must be at least 1, got {size} and {repeats}$"
     with pytest.raises(ValueError, match=got):
         measured_peak(CPU, size=size, repeats=repeats)
@@ -160,12 +160,12 @@ def test_an_empty_measurement_is_refused(size, repeats):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_is_what_the_system_says():
+def test_peak_memory_is_what_the_system_reports():
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak_memory(CPU) == peak_memory(MPS) == 1024 * int(found[1])
 
 
-def test_peak_memory_grows_when_memory_is_taken():
+def test_peak_memory_grows_when_memory_is_allocated():
     before, taken = peak_memory(CPU), []
     for _ in range(64):  # what the process held at most may be much more than what it holds
         taken.append(torch.ones(16 * 2**20))
@@ -213,7 +213,7 @@ def run_once(model, seed=7):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("changes", [{"dropout": 0.3}, {"attention_dropout": 0.3, "norm": "pre"}])
-def test_recomputing_changes_no_bit_and_holds_fewer_bytes(changes, precision):
+def test_recompute_activations_changes_no_bit_and_holds_fewer_bytes(changes, precision):
     plain, again = transformer(**changes), recompute_activations(transformer(**changes))
     assert plain.state_dict().keys() == again.state_dict().keys()
     with autocast(CPU, precision):
@@ -223,7 +223,7 @@ def test_recomputing_changes_no_bit_and_holds_fewer_bytes(changes, precision):
     assert held < 0.7 * kept or held - weights < 0.5 * (kept - weights)
 
 
-def test_recomputing_runs_each_layer_once_more_however_often_it_is_asked_for():
+def test_recompute_activations_runs_each_layer_once_more_even_if_called_twice():
     model, runs = transformer(), []
     for layer in blocks(model):
         layer.feed_forward.register_forward_hook(lambda *_: runs.append(0))
@@ -239,7 +239,7 @@ def test_recomputing_runs_each_layer_once_more_however_often_it_is_asked_for():
     assert len(runs) == 5
 
 
-def test_a_copy_of_a_recomputing_model_is_its_own():
+def test_recompute_activations_leaves_a_copy_independent():
     model = recompute_activations(transformer())
     twin = copy.deepcopy(model)
     loss_of(twin, *tokens()).backward()
@@ -247,7 +247,7 @@ def test_a_copy_of_a_recomputing_model_is_its_own():
     assert all(p.grad is not None for p in twin.parameters())
 
 
-def test_recomputing_needs_layers():
+def test_recompute_activations_refuses_a_model_without_layers():
     got = "must have layers in a ModuleList, got Sequential without"
     with pytest.raises(ValueError, match=f"^recompute_activations: the model {got}$"):
         recompute_activations(nn.Sequential(nn.Linear(3, 3)))

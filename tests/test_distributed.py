@@ -80,13 +80,13 @@ def gradients(model):
 # Processes
 
 
-def test_the_first_process_is_that_of_rank_0():
+def test_worker_is_first_at_rank_0():
     assert Worker().is_first and Worker(world_size=3).is_first
     assert not Worker(rank=1, world_size=2).is_first
 
 
 @pytest.mark.parametrize("rank, world_size", [(1, 1), (-1, 2), (0, 0), (5, 3)])
-def test_an_impossible_place_is_refused(rank, world_size):
+def test_worker_refuses_a_rank_outside_the_world(rank, world_size):
     got = f"^Worker: rank must be at least 0 and below world_size = {world_size}, got {rank}$"
     with pytest.raises(ValueError, match=got):
         Worker(rank=rank, world_size=world_size)
@@ -109,7 +109,7 @@ def torchrun(alone, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_without_torchrun_a_process_is_alone(alone, monkeypatch):
+def test_process_group_without_torchrun_is_one_process(alone, monkeypatch):
     with process_group() as worker:
         assert worker == Worker(rank=0, world_size=1, device=CPU)
         assert not dist.is_initialized()
@@ -120,7 +120,7 @@ def test_without_torchrun_a_process_is_alone(alone, monkeypatch):
         assert worker.device == MPS
 
 
-def test_torch_without_distributed_is_alone(torchrun, monkeypatch):
+def test_process_group_without_torch_distributed_is_one_process(torchrun, monkeypatch):
     monkeypatch.setattr(dist, "is_available", lambda: False)
     monkeypatch.delattr(dist, "is_initialized")
     with process_group() as worker:
@@ -130,7 +130,7 @@ def test_torch_without_distributed_is_alone(torchrun, monkeypatch):
         assert all_reduce(torch.ones(1)) == 1
 
 
-def test_under_torchrun_processes_meet_and_part(torchrun, monkeypatch):
+def test_process_group_under_torchrun_begins_and_ends(torchrun, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with process_group() as worker:  # gloo knows nothing of Apple's devices
         assert worker == Worker(rank=0, world_size=1, device=CPU)
@@ -141,7 +141,7 @@ def test_under_torchrun_processes_meet_and_part(torchrun, monkeypatch):
     assert not dist.is_initialized()
 
 
-def test_joining_inside_a_group_neither_makes_nor_ends_one(torchrun, monkeypatch):
+def test_process_group_inside_another_neither_begins_nor_ends_one(torchrun, monkeypatch):
     with process_group() as outer:
         group = dist.group.WORLD
         with process_group() as inner, process_group("cpu") as again:
@@ -156,7 +156,7 @@ def test_joining_inside_a_group_neither_makes_nor_ends_one(torchrun, monkeypatch
 @pytest.mark.parametrize(
     "device, current", [(None, 2), ("cuda", 2), ("cuda:1", 1), (torch.device("cuda", 3), 3)]
 )
-def test_each_process_takes_the_card_of_its_local_rank(torchrun, monkeypatch, device, current):
+def test_process_group_takes_the_gpu_of_its_local_rank(torchrun, monkeypatch, device, current):
     cards, backends, started = [0], [], []
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -173,7 +173,7 @@ def test_each_process_takes_the_card_of_its_local_rank(torchrun, monkeypatch, de
         assert worker.device == torch.device("cuda", 0 if current == 2 else current)
 
 
-def test_alone_a_model_stays_itself(alone):
+def test_parallelize_returns_the_model_of_a_single_process(alone):
     for sharding in ("ddp", "fsdp"):
         model = transformer()
         assert parallelize(model, Worker(), sharding) is model
@@ -187,7 +187,7 @@ def test_alone_a_model_stays_itself(alone):
 
 
 @pytest.mark.parametrize("sharding", ["dp", "", "FSDP"])
-def test_an_unknown_sharding_is_refused(sharding):
+def test_parallelize_refuses_an_unknown_sharding(sharding):
     got = re.escape(f"parallelize: sharding must be 'ddp' or 'fsdp', got {sharding!r}")
     with pytest.raises(ValueError, match=f"^{got}$"):
         parallelize(nn.Linear(3, 3), Worker(), sharding)
@@ -196,7 +196,7 @@ def test_an_unknown_sharding_is_refused(sharding):
 # What must survive a stop
 
 
-def test_the_full_state_is_that_of_the_bare_model_with_tied_weights_once():
+def test_full_state_is_that_of_the_bare_model_with_tied_weights_once():
     model = transformer()
     optimizer = adamw(model)
     take_steps(model, optimizer)
@@ -213,7 +213,7 @@ def test_the_full_state_is_that_of_the_bare_model_with_tied_weights_once():
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_a_loaded_model_goes_on_to_the_bit(tie):
+def test_load_full_state_continues_bit_for_bit(tie):
     model, other = transformer(tie_embeddings=tie), transformer(seed=1, tie_embeddings=tie)
     optimizer, its = adamw(model), adamw(other)
     take_steps(model, optimizer)
@@ -230,7 +230,7 @@ def test_a_loaded_model_goes_on_to_the_bit(tie):
     assert_same(full_state(model, optimizer)["optimizer"], full_state(other, its)["optimizer"])
 
 
-def test_a_full_state_is_a_copy():
+def test_full_state_is_a_copy():
     model = transformer()
     optimizer = adamw(model)
     take_steps(model, optimizer)
@@ -245,7 +245,7 @@ def test_a_full_state_is_a_copy():
         assert_same(kept[part], state[part])
 
 
-def test_looking_at_an_optimizer_that_never_stepped_changes_nothing():
+def test_full_state_of_an_optimizer_before_its_first_step_changes_nothing():
     model, other = transformer(), transformer()
     optimizer, its = adamw(model), adamw(other)
     before = copy.deepcopy(model.state_dict())
@@ -262,7 +262,7 @@ def test_looking_at_an_optimizer_that_never_stepped_changes_nothing():
     assert_same(model.state_dict(), other.state_dict())
 
 
-def test_an_optimizer_without_moments_and_a_frozen_weight_are_no_trouble():
+def test_full_state_allows_frozen_weights_and_optimizers_without_moments():
     model, other = transformer(), transformer(seed=1)
     for m in (model, other):
         m.embedding.weight.requires_grad_(False)
@@ -276,7 +276,7 @@ def test_an_optimizer_without_moments_and_a_frozen_weight_are_no_trouble():
         assert_same(model.state_dict(), other.state_dict())
 
 
-def test_a_submodule_called_module_keeps_its_name():
+def test_full_state_keeps_the_name_of_a_submodule_called_module():
     def tied():
         model = nn.Sequential()
         model.module, model.again = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
@@ -290,7 +290,7 @@ def test_a_submodule_called_module_keeps_its_name():
     assert torch.equal(other.again.weight, model.module.weight)
 
 
-def test_a_state_of_another_model_is_refused():
+def test_load_full_state_refuses_the_state_of_another_model():
     model = transformer()
     optimizer = adamw(model)
     take_steps(model, optimizer, 1)
@@ -326,7 +326,7 @@ def test_load_full_state_refuses_a_parameter_that_lacks_a_moment(kind):
 
 
 @pytest.mark.parametrize("wrap", [nn.Module.train, partial(torch.compile, backend="eager")])
-def test_names_are_those_of_the_bare_model_if_it_is_compiled(wrap):
+def test_full_state_of_a_compiled_model_has_the_names_of_the_bare_one(wrap):
     model, other = transformer(), transformer(seed=1)
     wrapped = wrap(model)
     state = full_state(wrapped, adamw(wrapped))
@@ -335,14 +335,14 @@ def test_names_are_those_of_the_bare_model_if_it_is_compiled(wrap):
     assert_same(model.state_dict(), other.state_dict())
 
 
-def test_plain_tensors_are_whole_and_can_be_filled():
+def test_full_tensor_and_fill_take_plain_tensors():
     parameter = nn.Parameter(torch.zeros(3))
     assert full_tensor(parameter) is parameter
     fill(parameter, torch.arange(3.0))
     assert parameter.tolist() == [0, 1, 2] and parameter.requires_grad
 
 
-def test_random_numbers_go_on_where_they_were():
+def test_random_state_restores_the_position_of_the_generator():
     dropout = nn.Dropout(0.5)
     torch.manual_seed(3)
     state = random_state(Worker())
@@ -355,7 +355,7 @@ def test_random_numbers_go_on_where_they_were():
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_an_accelerators_generator_is_kept_too(monkeypatch, kind):
+def test_random_state_includes_the_generator_of_an_accelerator(monkeypatch, kind):
     module, generator = getattr(torch, kind), [torch.tensor([7, 8], dtype=torch.uint8)]
     devices_seen = []
 
@@ -381,7 +381,7 @@ def test_an_accelerators_generator_is_kept_too(monkeypatch, kind):
     assert generator[0] is None
 
 
-def test_a_process_without_a_random_state_is_refused():
+def test_set_random_state_refuses_a_process_without_one():
     got = re.escape("states must have one for process 1, got ['cpu.0']")
     with pytest.raises(ValueError, match=f"^set_random_state: {got}$"):
         set_random_state(Worker(rank=1, world_size=2), random_state(Worker()))

@@ -19,7 +19,7 @@ LENGTHS = [3, 7, 5, 1]
 KINDS = pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
 
 
-def make(kind, vocab_size=11, *, seed=0, dtype=torch.float64, **options):
+def make(kind=DecoderOnly, vocab_size=11, *, seed=0, dtype=torch.float64, **options):
     """A tiny random model that has something to say, and does not repeat itself at once."""
     sizes = {"d_model": 16, "n_heads": 4, "d_ff": 13, "n_encoder_layers": 1, "n_decoder_layers": 2}
     sizes |= {"max_len": 23, "norm": "pre", "tie_embeddings": False}
@@ -32,7 +32,7 @@ def make(kind, vocab_size=11, *, seed=0, dtype=torch.float64, **options):
     return model
 
 
-def inputs(kind, lengths=LENGTHS, vocab_size=11, seed=0):
+def inputs(kind=DecoderOnly, lengths=LENGTHS, vocab_size=11, seed=0):
     """Random rows of these lengths, padded with noise where the kind wants it, and their mask."""
     width = max(lengths)
     generator = torch.Generator().manual_seed(seed)
@@ -76,6 +76,10 @@ def parting_end(model, tokens, mask):
     return max(places, key=lambda end: len({*places[end]}))
 
 
+def refused(message):
+    return pytest.raises(ValueError, match=re.escape(message))
+
+
 # agreement
 
 
@@ -86,7 +90,7 @@ def parting_end(model, tokens, mask):
     max_len=st.integers(1, 7),
 )
 @settings(max_examples=20)
-def test_any_batch_writes_what_its_rows_write(kind, seed, lengths, max_len):
+def test_greedy_generates_for_a_batch_what_it_generates_for_each_row(kind, seed, lengths, max_len):
     model = make(kind, seed=seed)
     tokens, mask = inputs(kind, lengths, seed=seed)
     written = greedy(model, tokens, mask, max_len=max_len)
@@ -98,7 +102,7 @@ def test_any_batch_writes_what_its_rows_write(kind, seed, lengths, max_len):
 
 
 @KINDS
-def test_a_stream_hands_out_what_greedy_collects(kind):
+def test_stream_yields_what_greedy_collects(kind):
     model = make(kind, seed=1)
     tokens, mask = inputs(kind)
     end = parting_end(model, tokens, mask)
@@ -111,7 +115,7 @@ def test_a_stream_hands_out_what_greedy_collects(kind):
 
 
 @KINDS
-def test_a_stream_thinks_of_a_token_only_when_it_is_asked_for(kind):
+def test_stream_computes_a_token_only_when_it_is_read(kind):
     model = make(kind)
     calls = []
     model.output.register_forward_hook(lambda *_: calls.append(1))
@@ -124,7 +128,7 @@ def test_a_stream_thinks_of_a_token_only_when_it_is_asked_for(kind):
 
 
 @KINDS
-def test_a_stream_ends_with_the_row_that_stops_last(kind):
+def test_stream_ends_with_the_row_that_stops_last(kind):
     model, (tokens, mask) = make(kind), inputs(kind)
     for stop in (lambda line: len(line) == 3, lambda line: len(line) - len({*line}) > 0):
         lines = greedy(model, tokens, mask, max_len=9, end=None, stop=stop)
@@ -133,13 +137,13 @@ def test_a_stream_ends_with_the_row_that_stops_last(kind):
 
 
 @KINDS
-def test_a_stream_refuses_at_once_and_not_when_it_is_read(kind):
+def test_stream_refuses_bad_input_when_called_and_not_when_read(kind):
     with pytest.raises(ValueError, match="stream: max_len must be an integer at least 1, got 0"):
         stream(make(kind), inputs(kind)[0], max_len=0)
 
 
 @KINDS
-def test_a_choice_of_ones_own_sees_logits_and_what_was_seen(kind):
+def test_pick_receives_the_logits_and_the_tokens_seen(kind):
     model, noticed = make(kind), []
     tokens, mask = inputs(kind)
 
@@ -159,7 +163,7 @@ def test_a_choice_of_ones_own_sees_logits_and_what_was_seen(kind):
 
 
 @KINDS
-def test_what_a_row_has_seen_goes_on_with_it_when_others_leave(kind):
+def test_pick_receives_the_tokens_seen_of_the_rows_that_remain(kind):
     model, noticed = make(kind, seed=1), []
     tokens, mask = inputs(kind)
     end = parting_end(model, tokens, mask)
@@ -190,7 +194,7 @@ def test_what_a_row_has_seen_goes_on_with_it_when_others_leave(kind):
     ],
 )
 @KINDS
-def test_what_is_no_choice_is_refused(kind, pick, message):
+def test_stream_refuses_a_pick_that_returns_no_tokens(kind, pick, message):
     tokens, mask = inputs(kind)
     message = message.format(R=4, i=torch.int64)
     with refused(f"stream: pick must return {message}"):
@@ -198,7 +202,7 @@ def test_what_is_no_choice_is_refused(kind, pick, message):
 
 
 @KINDS
-def test_rows_that_have_ended_leave_the_batch(kind):
+def test_greedy_drops_finished_rows_from_the_batch(kind):
     model = make(kind, seed=1)
     tokens, mask = inputs(kind)
     end, sizes = parting_end(model, tokens, mask), []
@@ -213,7 +217,7 @@ def test_rows_that_have_ended_leave_the_batch(kind):
 
 
 @KINDS
-def test_rows_can_be_chosen_repeated_and_put_in_another_order(kind):
+def test_decoder_selects_repeats_and_reorders_rows(kind):
     model = make(kind, seed=2)
     tokens, mask = inputs(kind)
     for verb, rows in (("select", [3, 1, 1, 0, 2]), ("reorder", [0, 1, 2, 3]), ("select", [2])):
@@ -231,7 +235,7 @@ def test_rows_can_be_chosen_repeated_and_put_in_another_order(kind):
 
 
 @KINDS
-def test_lines_of_one_source_can_change_places(kind):
+def test_decoder_reorders_prefixes_of_one_source(kind):
     """As in a beam: two prefixes for each source, of which one takes the other's place."""
     model = make(kind, seed=2)
     tokens, mask = inputs(kind)
@@ -250,7 +254,7 @@ def test_lines_of_one_source_can_change_places(kind):
 
 
 @KINDS
-def test_tokens_taken_back_might_never_have_been_written(kind):
+def test_decoder_crop_forgets_tokens(kind):
     model = make(kind, seed=2)
     tokens, mask = inputs(kind)
     with torch.inference_mode():
@@ -265,7 +269,7 @@ def test_tokens_taken_back_might_never_have_been_written(kind):
 
 
 @KINDS
-def test_several_tokens_at_once_are_scored_like_one_after_another(kind):
+def test_decoder_scores_several_tokens_like_one_at_a_time(kind):
     model = make(kind, seed=2)
     tokens, mask = inputs(kind)
     line = [3, 4, 5, 6]
@@ -280,7 +284,7 @@ def test_several_tokens_at_once_are_scored_like_one_after_another(kind):
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 4])
-def test_caches_take_the_bytes_of_the_cost_model_and_no_more(n_kv_heads):
+def test_decoder_cache_takes_the_bytes_that_the_cost_model_counts(n_kv_heads):
     for kind in (Transformer, DecoderOnly):
         model = make(kind, n_kv_heads=n_kv_heads)
         tokens, mask = inputs(kind)
@@ -301,7 +305,7 @@ def test_caches_take_the_bytes_of_the_cost_model_and_no_more(n_kv_heads):
 
 
 @KINDS
-def test_each_module_has_its_mode_whenever_somebody_else_acts(kind):
+def test_generation_leaves_the_mode_of_each_module(kind):
     model = make(kind, dropout=0.5, attention_dropout=0.5)
     tokens, mask = inputs(kind)
     expected = greedy(model, tokens, mask, max_len=6, end=None)
@@ -321,7 +325,7 @@ def test_each_module_has_its_mode_whenever_somebody_else_acts(kind):
 
 
 @KINDS
-def test_a_model_in_training_mode_is_never_switched(kind):
+def test_greedy_never_switches_a_model_in_training_mode(kind):
     """Another thread may be training it, or writing with it, at any moment."""
     model = make(kind, dropout=0.5)
     expected = greedy(model, *inputs(kind), max_len=4, end=None)
@@ -336,7 +340,7 @@ def test_a_model_in_training_mode_is_never_switched(kind):
 
 
 @KINDS
-def test_an_evaluation_copy_shares_weights_hooks_and_shared_parts(kind):
+def test_evaluation_copy_keeps_weights_hooks_and_tied_modules(kind):
     model = make(kind, positions="relative", dropout=0.5).train()
     ours, found = evaluation_copy(model), []
     assert type(ours) is kind and not any(part.training for part in ours.modules())
@@ -349,7 +353,7 @@ def test_an_evaluation_copy_shares_weights_hooks_and_shared_parts(kind):
 
 
 @KINDS
-def test_between_two_tokens_gradients_are_as_before(kind):
+def test_stream_leaves_gradients_enabled_between_two_tokens(kind):
     model = make(kind)
     tokens, mask = inputs(kind)
     for _ in stream(model, tokens, mask, max_len=3, end=None):
@@ -357,7 +361,7 @@ def test_between_two_tokens_gradients_are_as_before(kind):
 
 
 @KINDS
-def test_a_mode_changed_between_two_tokens_stays_changed(kind):
+def test_stream_keeps_a_mode_changed_between_two_tokens(kind):
     model = make(kind, dropout=0.5)
     tokens, mask = inputs(kind)
     expected = list(stream(model, tokens, mask, max_len=6, end=None))
@@ -371,12 +375,8 @@ def test_a_mode_changed_between_two_tokens_stays_changed(kind):
 # what is refused
 
 
-def refused(message):
-    return pytest.raises(ValueError, match=re.escape(message))
-
-
 @KINDS
-def test_a_stream_refuses_a_row_of_nan_at_its_step(kind):
+def test_stream_refuses_a_row_of_nan_at_its_step(kind):
     model, calls = make(kind), []
 
     def spoil(module, args, out):
@@ -391,7 +391,7 @@ def test_a_stream_refuses_a_row_of_nan_at_its_step(kind):
         next(steps)
 
 
-def test_an_evaluation_copy_of_a_compiled_model_is_not_compiled():
+def test_evaluation_copy_of_a_compiled_model_is_not_compiled():
     model = make(DecoderOnly).train()
     model.output._compiled_call_impl = lambda *_: 1 / 0
     assert evaluation_copy(model).output(torch.zeros(1, 16, dtype=torch.float64)).shape == (1, 11)

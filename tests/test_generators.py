@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import re
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from test_generation import (
     inputs,
     make,
     parting_end,
+    refused,
     row_alone,
     write_slowly,
 )
@@ -282,10 +282,6 @@ def test_generators_that_draw_use_the_generator_they_are_given(draw_with, kind):
 
 
 # what is refused
-
-
-def refused(message):
-    return pytest.raises(ValueError, match=re.escape(message))
 
 
 @KINDS

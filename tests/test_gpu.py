@@ -141,7 +141,7 @@ def test_attention_on_the_device_agrees_with_float64_on_the_cpu(kind, path, dtyp
 @by_dtype
 @by_path
 @pytest.mark.parametrize("S", [8, 200])
-def test_rows_that_see_nothing_are_zero_with_finite_gradients(S, path, dtype):
+def test_attention_of_fully_masked_rows_is_zero_with_finite_gradients(S, path, dtype):
     *inputs, gradient = tensors(dtype, T=S, S=S)
     visible = causal_mask(S, device=DEVICE) & (torch.rand(S, S) < 0.5).to(DEVICE)
     visible[1], visible[-1] = False, False
@@ -152,7 +152,7 @@ def test_rows_that_see_nothing_are_zero_with_finite_gradients(S, path, dtype):
 
 
 @by_path
-def test_nothing_visible_at_all_gives_zeros(path):
+def test_attention_of_fully_masked_inputs_is_zero(path):
     *inputs, gradient = tensors(torch.float32, T=40, S=40)
     visible = torch.zeros(40, 40, dtype=torch.bool, device=DEVICE)
     for x in with_gradients(PATHS[path], inputs, gradient, mask=visible):
@@ -244,7 +244,7 @@ def test_cache_on_the_device_gives_the_logits_of_one_pass():
 # Generation
 
 
-def test_greedy_and_beam_search_on_the_device_write_what_the_cpu_writes():
+def test_greedy_and_beam_search_on_the_device_agree_with_the_cpu():
     writer, translator = tiny(DecoderOnly), tiny(Transformer)
     prompt, source = tokens(4, 6), tokens(4, 8)
     for model, given in ((writer, prompt), (translator, source)):
@@ -258,7 +258,7 @@ def test_greedy_and_beam_search_on_the_device_write_what_the_cpu_writes():
         ]
 
 
-def test_samples_on_the_device_repeat_with_the_seed():
+def test_sample_on_the_device_repeats_with_the_seed():
     model, prompt = tiny(DecoderOnly).to(DEVICE).eval(), tokens(8, 5).to(DEVICE)
 
     def draw(seed):
@@ -366,7 +366,7 @@ def training_step(model, loss):
 
 @needs_cuda
 @pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
-def test_a_step_written_by_hand_synchronizes_nowhere(kind):
+def test_step_written_by_hand_synchronizes_nowhere(kind):
     model = tiny(kind, dropout=0.1, positions="learned").to(DEVICE)
     if kind is Transformer:
         batch, loss = next(iter(train_tiny.batches())).to(DEVICE), translation_loss
@@ -386,7 +386,7 @@ def test_a_step_written_by_hand_synchronizes_nowhere(kind):
 
 @needs_cuda
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_an_update_of_the_trainer_synchronizes_for_batch_loss_and_norm_alone(precision):
+def test_update_of_the_trainer_synchronizes_for_batch_loss_and_norm_alone(precision):
     model = tiny(DecoderOnly, positions="learned")
     data = BlockBatches(tokens(3000), block=32, batch_size=8)
     config = TrainingConfig(n_steps=50, precision=precision)
@@ -467,7 +467,7 @@ def test_peak_memory_counts_what_was_allocated():
 
 
 @needs_cuda
-def test_half_precision_multiplies_several_times_as_fast():
+def test_measured_peak_in_bf16_is_several_times_that_in_fp32():
     peaks = {name: measured_peak(DEVICE, name, size=4096).flops for name in ("fp32", "bf16")}
     measured(**peaks)
     assert peaks["bf16"] > 3 * peaks["fp32"]
@@ -480,7 +480,7 @@ def sums(model, batch):
     return language_loss(model, batch)
 
 
-def test_a_training_step_is_traced_as_one_graph():
+def test_training_step_is_traced_as_one_graph():
     model = tiny(DecoderOnly, positions="rotary", dropout=0.1).to(DEVICE)
     x = tokens(4, 33).to(DEVICE)
     torch._dynamo.reset()

@@ -205,7 +205,7 @@ def test_setting_is_that_of_nanogpt():
 
 
 @pytest.mark.parametrize("n", [17, 161, 500])
-def test_all_blocks_cut_every_token_once_into_batches_of_one_size(n):
+def test_blocks_hold_every_token_once_in_batches_of_one_size(n):
     tokens = list(range(n))
     batches = gpu.all_blocks(tokens, 16, most=6)
     labels = torch.cat([batch.labels.flatten() for batch in batches]).tolist()
@@ -216,7 +216,7 @@ def test_all_blocks_cut_every_token_once_into_batches_of_one_size(n):
     assert torch.equal(first.inputs[0, 1:], first.labels[0, :-1]) and PAD == first.inputs[0, 0]
 
 
-def test_each_rung_differs_from_the_one_before_in_one_thing():
+def test_rungs_differ_from_the_one_before_in_one_thing():
     for before, after in zip(gpu.RUNGS[:7], gpu.RUNGS[1:7], strict=False):
         names = [name for name in vars(before) if name != "name"]
         assert sum(getattr(before, name) != getattr(after, name) for name in names) == 1

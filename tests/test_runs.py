@@ -153,7 +153,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_until_the_step_is_done(handlers, number):
+def test_signal_waits_until_the_step_is_done(handlers, number):
     stop = StopRequest()
     assert stop.number == 0
     with stop.listening():
@@ -168,7 +168,7 @@ def test_a_signal_waits_until_the_step_is_done(handlers, number):
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
-def test_a_signal_that_would_end_the_process_waits_unless_it_is_ignored_or_handled(name):
+def test_signal_that_ends_the_process_waits_unless_ignored_or_handled(name):
     number, heard = getattr(signal, name), []
     before = signal.signal(number, signal.SIG_DFL)
     try:
@@ -189,7 +189,7 @@ def test_a_signal_that_would_end_the_process_waits_unless_it_is_ignored_or_handl
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_does_not_wait(handlers, second):
+def test_second_signal_does_not_wait(handlers, second):
     stop = StopRequest()
     with pytest.raises(KeyboardInterrupt), stop.listening():
         signal.raise_signal(signal.SIGTERM)

@@ -2,16 +2,16 @@
 
 import itertools
 import math
-import re
 from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_generation import KINDS, inputs, make, refused
 
 from transformer_lib.generation import stream
-from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.models import DecoderOnly, Transformer
 from transformer_lib.sampling import (
     Sampler,
     keep_min_p,
@@ -22,26 +22,6 @@ from transformer_lib.sampling import (
 )
 
 NORMAL = "[1.1754943508222875e-38, 3.4028234663852886e+38]"  # of float32
-KINDS = pytest.mark.parametrize("kind", [Transformer, DecoderOnly])
-
-
-def make(kind=DecoderOnly, vocab_size=11, *, seed=0, **options):
-    sizes = {"d_model": 16, "n_heads": 2, "d_ff": 13, "n_encoder_layers": 1, "n_decoder_layers": 2}
-    sizes |= {"max_len": 23, "norm": "pre", "tie_embeddings": False}
-    torch.manual_seed(seed)
-    model = kind(TransformerConfig(vocab_size=vocab_size, **sizes | options)).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            small = kind is DecoderOnly and parameter.dim() == 2  # drawn from N(0, 0.02**2)
-            parameter.mul_(20.0 if small else 2.0)
-    return model
-
-
-def inputs(kind=DecoderOnly, lengths=(3, 7, 5, 1), seed=0):
-    generator, width = torch.Generator().manual_seed(seed), max(lengths)
-    tokens = torch.randint(0, 11, (len(lengths), width), generator=generator)
-    real = torch.arange(width) < torch.tensor(lengths)[:, None]
-    return tokens, (real.flip(-1) if kind is DecoderOnly else real)[:, None, None]
 
 
 def normal(*shape, seed=0):
@@ -102,7 +82,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(p):
 
 
 @pytest.mark.parametrize("p", [0.05, 0.45, 0.85])
-def test_of_tokens_alike_top_p_keeps_as_many_as_it_needs(p):
+def test_top_p_keeps_as_many_equal_tokens_as_it_needs(p):
     assert len(kept(keep_top_p(torch.zeros(10, dtype=torch.float64), p))) == math.ceil(10 * p)
     for before in normal(17, 13).round():
         chosen, total, n = kept(keep_top_p(before, p)), 0.0, 0
@@ -113,7 +93,7 @@ def test_of_tokens_alike_top_p_keeps_as_many_as_it_needs(p):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_top_p_counts_right_among_many_tokens(dtype):
+def test_top_p_counts_correctly_among_many_tokens(dtype):
     """Running sums of so many shares end beside 1, and lose their digits in half precision."""
     logits = normal(50_021).to(dtype)
     assert keep_top_p(logits, 1.0).isfinite().all()
@@ -133,7 +113,7 @@ def test_top_k_drops_only_what_at_least_k_tokens_beat(values, k):
 
 @given(st.lists(st.floats(-8, 8), min_size=1, max_size=9), st.floats(0.001, 1))
 @settings(max_examples=40)
-def test_min_p_drops_what_is_less_probable_than_its_share_of_the_best(values, p):
+def test_min_p_drops_what_is_below_its_fraction_of_the_most_probable(values, p):
     logits = torch.tensor(values, dtype=torch.float64)
     shares, chosen = logits.softmax(dim=-1), keep_min_p(logits, p).isfinite()
     assert (shares[chosen] >= p * shares.max() * (1 - 1e-12)).all()
@@ -161,7 +141,7 @@ def test_min_p_keeps_what_is_p_times_as_probable_as_the_best(p):
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3, 0.5])
-def test_a_penalty_lowers_what_was_seen_and_nothing_else(penalty):
+def test_penalty_lowers_the_tokens_seen_and_nothing_else(penalty):
     logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
     after = penalize_repetition(logits, seen, penalty)
     for z, old, said in zip(after.flatten(), logits.flatten(), seen.flatten(), strict=True):
@@ -170,7 +150,7 @@ def test_a_penalty_lowers_what_was_seen_and_nothing_else(penalty):
         assert not said or penalty < 1 or z <= old
 
 
-def test_filters_take_any_batch_and_leave_their_input_alone():
+def test_filters_take_any_batch_and_leave_their_input_unchanged():
     logits = normal(2, 3, 5)
     before = logits.clone()
     for one in (keep_top_k, keep_top_p, keep_min_p):
@@ -187,7 +167,7 @@ def test_filters_take_any_batch_and_leave_their_input_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_filters_keep_the_type_and_what_is_impossible_already(dtype):
+def test_filters_keep_the_dtype_and_what_is_impossible_already(dtype):
     logits = torch.tensor([1.0, -math.inf, 0.5, -math.inf, 3.0], dtype=dtype)
     for filtered in (keep_top_k(logits, 4), keep_top_p(logits, 1.0), keep_min_p(logits, 0.0)):
         assert filtered.dtype == dtype and kept(filtered) == {0, 2, 4}
@@ -196,7 +176,7 @@ def test_filters_keep_the_type_and_what_is_impossible_already(dtype):
     assert penalized.dtype == dtype
 
 
-def test_filters_accept_with_hugging_face():
+def test_filters_agree_with_hugging_face():
     """Where their library is installed."""
     theirs = pytest.importorskip("transformers.generation.logits_process")
     logits, tokens = normal(7, 13).float(), torch.randint(0, 13, (7, 5))
@@ -214,7 +194,7 @@ def test_filters_accept_with_hugging_face():
 # the sampler
 
 
-def test_a_sampler_acts_in_the_order_that_it_names():
+def test_sampler_filters_in_the_documented_order():
     logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
     options = {"repetition_penalty": 1.4, "temperature": 0.6, "top_k": 7, "top_p": 0.9}
     by_hand = penalize_repetition(logits, seen, 1.4) / 0.6
@@ -226,7 +206,7 @@ def test_a_sampler_acts_in_the_order_that_it_names():
     torch.testing.assert_close(plain, logits.softmax(dim=-1))
 
 
-def test_a_sampler_changes_neither_logits_nor_what_was_seen():
+def test_sampler_changes_neither_logits_nor_the_tokens_seen():
     logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
     before = logits.clone(), seen.clone()
     sampler = Sampler(repetition_penalty=1.4, temperature=0.6, top_k=7, top_p=0.9, min_p=0.05)
@@ -244,13 +224,13 @@ def test_a_sampler_changes_neither_logits_nor_what_was_seen():
         {"repetition_penalty": 9.0},
     ],
 )
-def test_every_choice_matters(option):
+def test_sampler_uses_each_option(option):
     logits, seen = normal(7, 13), normal(7, 13, seed=1) > 0
     changed = Sampler(**option).probabilities(logits, seen)
     assert not torch.allclose(changed, logits.softmax(dim=-1))
 
 
-def test_half_precision_is_drawn_from_in_single_precision():
+def test_sampler_draws_from_half_precision_in_float32():
     logits = normal(3, 40).half()
     probabilities = Sampler(temperature=0.7).probabilities(
         logits, torch.zeros(3, 40, dtype=torch.bool)
@@ -259,7 +239,7 @@ def test_half_precision_is_drawn_from_in_single_precision():
     torch.testing.assert_close(probabilities, (logits.float() / 0.7).softmax(dim=-1))
 
 
-def test_draws_have_their_odds():
+def test_sampler_draws_with_its_probabilities():
     generator = torch.Generator().manual_seed(0)
     sampler = Sampler(temperature=1.5, top_k=5, generator=generator)
     logits, seen = normal(9)[None], torch.zeros(1, 9, dtype=torch.bool)
@@ -271,7 +251,7 @@ def test_draws_have_their_odds():
 
 
 @pytest.mark.parametrize("row", range(4))
-def test_padding_on_the_left_changes_no_draw(row):
+def test_sample_does_not_depend_on_left_padding(row):
     model, (tokens, mask) = make(positions="rotary"), inputs()
     alone = tokens[row, mask[row, 0, 0]][None]
 
@@ -283,7 +263,7 @@ def test_padding_on_the_left_changes_no_draw(row):
     assert draw(tokens[row : row + 1], mask[row : row + 1]) == draw(alone)
 
 
-def test_a_sampler_streams():
+def test_sampler_works_with_stream():
     model = make()
     tokens, mask = inputs()
     pick = Sampler(generator=torch.Generator().manual_seed(0))
@@ -293,7 +273,7 @@ def test_a_sampler_streams():
     assert [list(step) for step in steps] == [list(step) for step in zip(*lines, strict=True)]
 
 
-def test_stop_and_end_end_a_row():
+def test_sample_ends_a_row_at_stop_and_at_end():
     model = make()
     tokens, mask = inputs()
     options = {"max_len": 9, "stop": lambda line: len(line) == 4}
@@ -302,7 +282,7 @@ def test_stop_and_end_end_a_row():
     assert {len(line) for line in lines} > {0, 9} and all(3 not in line for line in lines)
 
 
-def test_a_penalty_sees_the_prompt_but_not_its_padding_nor_a_source():
+def test_penalty_counts_the_prompt_but_neither_padding_nor_a_source():
     """So large a penalty makes what was seen the least probable: eleven tokens, each once."""
     sampler = Sampler(repetition_penalty=1e6, top_k=1)
     model = make()
@@ -345,7 +325,7 @@ def odds(kind, model, sampler, max_len, end):
 
 
 @KINDS
-def test_texts_are_drawn_with_the_odds_of_the_model(kind):
+def test_sample_draws_texts_with_the_probabilities_of_the_model(kind):
     """Texts of three tokens out of three, 2,000 draws; false alarm 1e-6 for each kind."""
     model = make(kind, vocab_size=3, n_decoder_layers=1)
     sampler = Sampler(**WARM, generator=torch.Generator().manual_seed(5))
@@ -355,10 +335,6 @@ def test_texts_are_drawn_with_the_odds_of_the_model(kind):
 
 
 # what is refused
-
-
-def refused(message):
-    return pytest.raises(ValueError, match=re.escape(message))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +364,7 @@ def refused(message):
         ),
     ],
 )
-def test_filters_refuse_what_means_nothing(run, message):
+def test_filters_refuse_options_out_of_range(run, message):
     with refused(message):
         run()
 
@@ -423,7 +399,7 @@ def test_filters_refuse_what_means_nothing(run, message):
         ({"min_p": 1.5}, "min_p must be a number in [0, 1], got 1.5"),
     ],
 )
-def test_a_sampler_refuses_what_means_nothing(options, message):
+def test_sampler_refuses_options_out_of_range(options, message):
     with refused(f"Sampler: {message}"):
         Sampler(**options)
 
@@ -433,7 +409,7 @@ LIMITS = [torch.finfo(torch.float32).tiny, 1e-30, 1e-3, 1e3, 1e30, torch.finfo(t
 
 @pytest.mark.parametrize("logits", [[3.0, 15.0, 9.0], [-3.0, -15.0, -9.0], [0.0, -math.inf, 3e38]])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_sampler_gives_probabilities_at_the_limits_of_float32(limit, logits):
+def test_sampler_gives_probabilities_at_the_limits_of_float32(limit, logits):
     logits = torch.tensor([logits])
     for seen in (torch.ones(1, 3).bool(), torch.tensor([[True, False, False]])):
         for name in ("temperature", "repetition_penalty"):
@@ -445,7 +421,7 @@ def test_a_sampler_gives_probabilities_at_the_limits_of_float32(limit, logits):
 
 
 @pytest.mark.plain
-def test_a_sampler_refuses_what_it_cannot_use():
+def test_sampler_refuses_options_of_another_type():
     for name in ("temperature", "repetition_penalty"):
         for wrong in (0, -1.0, 1e-39, 1e39, math.inf, math.nan, "1", None, True):
             with pytest.raises(ValueError, match=f"Sampler: {name} must be a number in"):

@@ -1,12 +1,12 @@
 """Speculative decoding: greedy decoding's tokens, and the target model's distribution."""
 
 import math
-import re
 from collections import Counter
 
 import pytest
 import torch
-from test_sampling import KINDS, WARM, as_expected, inputs, make, odds
+from test_generation import KINDS, inputs, make, refused
+from test_sampling import WARM, as_expected, odds
 
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly, Transformer
@@ -16,7 +16,7 @@ from transformer_lib.speculative import _accept, speculative_sample
 
 @pytest.mark.parametrize("n_draft_tokens", [1, 2, 3, 4, 5])
 @KINDS
-def test_a_greedy_target_model_generates_what_greedy_does(kind, n_draft_tokens):
+def test_speculative_sample_with_a_greedy_target_generates_what_greedy_does(kind, n_draft_tokens):
     schemes = ("sinusoidal", "learned", "rotary", "alibi", "relative", "none")
     for seed, positions in enumerate(schemes):
         model, draft = make(kind, seed=seed, positions=positions), make(kind, seed=seed + 9)
@@ -31,7 +31,7 @@ def test_a_greedy_target_model_generates_what_greedy_does(kind, n_draft_tokens):
 
 
 @KINDS
-def test_a_greedy_target_model_minds_what_was_seen(kind):
+def test_speculative_sample_with_a_greedy_target_applies_the_penalty(kind):
     model, draft = make(kind), make(kind, seed=1)
     tokens, mask = inputs(kind)
     options = {"max_len": 9, "end": None, "sampler": Sampler(top_k=1, repetition_penalty=1.7)}
@@ -41,7 +41,7 @@ def test_a_greedy_target_model_minds_what_was_seen(kind):
 
 
 @pytest.mark.parametrize("max_len", range(1, 8))
-def test_no_text_is_longer_than_it_may_be(max_len):
+def test_speculative_sample_never_exceeds_max_len(max_len):
     model, draft = make(), make(seed=1)
     tokens, mask = inputs()
     options = {"max_len": max_len, "n_draft_tokens": 5, "sampler": Sampler(temperature=2.0)}
@@ -67,7 +67,7 @@ def test_speculative_sample_refuses_draft_counts_that_are_no_integers(wrong):
 
 
 @KINDS
-def test_a_model_that_drafts_for_itself_is_always_accepted(kind):
+def test_speculative_sample_accepts_every_token_of_the_target_itself(kind):
     model = make(kind)
     tokens, mask = inputs(kind)
     passes = []
@@ -81,7 +81,7 @@ def test_a_model_that_drafts_for_itself_is_always_accepted(kind):
     assert [n for n in passes if n > 2] == [4, 4, 4]
 
 
-def test_every_token_of_a_hopeless_draft_model_is_rejected():
+def test_speculative_sample_rejects_every_token_of_a_disjoint_draft():
     model, draft = make(vocab_size=5), make(vocab_size=5, seed=1)
     impossible = torch.tensor([0, 1])
     model.output.register_forward_hook(
@@ -96,7 +96,7 @@ def test_every_token_of_a_hopeless_draft_model_is_rejected():
     assert rate == 0.0 and len(lines[0]) == 8 and {*lines[0]} <= {2, 3, 4}
 
 
-def test_a_rejected_token_is_resampled_even_if_rounding_left_no_residual():
+def test_accept_resamples_even_if_rounding_left_no_residual():
     target = torch.tensor([[0.5, 0.0], [0.0, 0.5]])  # with q = (0.5, 0.5), p - q is nowhere above 0
     assert _accept(target, [torch.tensor([0.5, 0.5])], [1], None) == [0]
 
@@ -112,7 +112,7 @@ def test_a_rejected_token_is_resampled_even_if_rounding_left_no_residual():
         (Transformer, 2, WARM, None),
     ],
 )
-def test_draft_tokens_leave_the_distribution_as_it_is(kind, n_draft_tokens, options, end):
+def test_speculative_sample_keeps_the_target_distribution(kind, n_draft_tokens, options, end):
     """Texts of three tokens out of three, 1,000 draws; false alarm 1e-6 in each of 6 cases."""
     shallow = {"vocab_size": 3, "n_decoder_layers": 1}
     model, draft = (make(kind, seed=seed, **shallow) for seed in (0, 1))
@@ -125,7 +125,7 @@ def test_draft_tokens_leave_the_distribution_as_it_is(kind, n_draft_tokens, opti
     assert not as_expected(counts, odds(kind, draft, Sampler(**options), 3, end))
 
 
-def test_a_row_that_has_ended_is_not_written_on():
+def test_speculative_sample_stops_a_row_that_has_ended():
     model = make()
     tokens, mask = inputs(lengths=(5,))
     options = {"max_len": 12, "sampler": Sampler(top_k=1), "n_draft_tokens": 3}
@@ -138,14 +138,14 @@ def test_a_row_that_has_ended_is_not_written_on():
     )  # the first round: three draft tokens, and the pass that scores them
 
 
-def test_a_draft_model_in_training_mode_proposes_without_dropout():
+def test_draft_model_in_training_mode_proposes_without_dropout():
     model, draft = make(dropout=0.5), make(dropout=0.5).train()
     tokens, mask = inputs(lengths=(5,))
     options = {"max_len": 12, "end": None, "sampler": Sampler(top_k=1)}
     assert speculative_sample(model, draft, tokens, mask, **options)[1] == 1.0
 
 
-def test_both_models_keep_their_modes():
+def test_speculative_sample_leaves_the_modes_of_both_models():
     model, draft = make(dropout=0.5).train(), make(seed=1, dropout=0.5).train()
     draft.decoder[0].eval()
     modes = [[m.training for m in one.modules()] for one in (model, draft)]
@@ -165,11 +165,7 @@ def test_both_models_keep_their_modes():
 # what is refused
 
 
-def refused(message):
-    return pytest.raises(ValueError, match=re.escape(message))
-
-
-def test_speculative_sample_refuses_in_its_own_name():
+def test_speculative_sample_refuses_bad_input_in_its_own_name():
     model, tokens = make(), inputs()[0]
     with refused("speculative_sample: n_draft_tokens must be an integer at least 1, got 0"):
         speculative_sample(model, model, tokens, max_len=4, n_draft_tokens=0)
@@ -187,7 +183,7 @@ def test_speculative_sample_refuses_in_its_own_name():
 
 
 @pytest.mark.parametrize("spoilt", [0, 1])
-def test_nan_of_either_model_is_refused(spoilt):
+def test_speculative_sample_refuses_nan_of_either_model(spoilt):
     models, tokens = [make(), make(seed=1)], inputs()[0]
     models[spoilt].output.register_forward_hook(lambda module, args, out: out * math.nan)
     with refused("speculative_sample: the models' logits must not be NaN"):

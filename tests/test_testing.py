@@ -60,18 +60,18 @@ def translate(fault="", **options):
 
 @pytest.mark.parametrize("seed", DRAWN)
 @pytest.mark.parametrize("right", [explicit, looped])
-def test_a_right_function_passes(right, seed):
+def test_check_attention_passes_a_correct_function(right, seed):
     report = check_attention(right, seed=seed)
     report.raise_if_failed()
     absent = {"cache equals no cache", "same in training and evaluation"}
     assert {r.property for r in report} - applied(report) == absent and len(applied(report)) == 21
 
 
-def test_torchs_function_passes_by_an_adapter():
+def test_check_attention_passes_the_function_of_torch_with_an_adapter():
     check_attention(F.scaled_dot_product_attention, adapter=call_with_mask).raise_if_failed()
 
 
-def test_torchs_function_with_is_causal_aligns_the_first_query_with_the_first_key():
+def test_check_attention_finds_that_is_causal_of_torch_aligns_the_first_positions():
     def trusting(candidate, query, key, value, mask, causal):
         if mask is not None:
             return call_with_mask(candidate, query, key, value, mask, causal)
@@ -83,20 +83,20 @@ def test_torchs_function_with_is_causal_aligns_the_first_query_with_the_first_ke
 
 @pytest.mark.parametrize("seed", DRAWN)
 @pytest.mark.parametrize("kind", [Heads, Positioned])
-def test_a_right_module_passes_with_its_cache(kind, seed):
+def test_check_attention_passes_a_correct_module_and_its_cache(kind, seed):
     report = examine(kind, seed)
     report.raise_if_failed()
     assert "cache equals no cache" in applied(report)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_torchs_module_passes_by_its_adapter(dropout):
+def test_check_attention_passes_the_module_of_torch_with_its_adapter(dropout):
     torch.manual_seed(0)
     module = nn.MultiheadAttention(D, 3, dropout=dropout, batch_first=True)
     check_attention(module, d_model=D, adapter=call_torch_module).raise_if_failed()
 
 
-def test_torchs_module_asked_for_weights_gives_nan_on_empty_rows_which_can_be_declared():
+def test_check_attention_finds_nan_of_the_module_of_torch_unless_declared():
     """pytorch issue 160064: the path that returns weights has another semantics."""
 
     def asking(module, query, key, value, mask, causal):
@@ -115,7 +115,7 @@ def test_torchs_module_asked_for_weights_gives_nan_on_empty_rows_which_can_be_de
     assert declared.passed and "pytorch issue 160064" in str(declared)
 
 
-def test_a_module_that_stores_its_weights_or_returns_them_too_passes():
+def test_check_attention_passes_a_module_that_stores_or_returns_weights():
     class Storing(Heads):
         def forward(self, *inputs, **options):
             self.output = super().forward(*inputs, **options)
@@ -127,7 +127,7 @@ def test_a_module_that_stores_its_weights_or_returns_them_too_passes():
     check_attention(module, d_model=D).raise_if_failed()
 
 
-def test_a_self_attention_only_module_passes_when_that_is_declared():
+def test_check_attention_passes_a_module_declared_as_self_attention_only():
     class Layer(nn.Module):
         def __init__(self):
             super().__init__()
@@ -145,7 +145,7 @@ def test_a_self_attention_only_module_passes_when_that_is_declared():
 
 
 @pytest.mark.parametrize("seed", DRAWN)
-def test_right_models_pass(seed):
+def test_check_model_passes_correct_models(seed):
     translate(seed=seed).raise_if_failed()
     torch.manual_seed(seed)
     check_model(Continuer(), vocab_size=V, decoder_only=True, seed=seed).raise_if_failed()
@@ -155,23 +155,23 @@ def test_right_models_pass(seed):
 
 
 @pytest.mark.parametrize("fault", WRONG_FUNCTIONS)
-def test_a_wrong_function_is_caught_by_the_property_that_should(fault):
+def test_check_attention_finds_each_fault_of_a_function_by_its_property(fault):
     candidate, name = WRONG_FUNCTIONS[fault]
     assert name in failed(check_attention(candidate))
 
 
 @pytest.mark.parametrize("fault", WRONG_MODULES)
-def test_a_wrong_module_is_caught_by_the_property_that_should(fault):
+def test_check_attention_finds_each_fault_of_a_module_by_its_property(fault):
     kind, name = WRONG_MODULES[fault]
     assert name in failed(examine(kind))
 
 
 @pytest.mark.parametrize("fault", WRONG_MODELS)
-def test_a_wrong_model_is_caught_by_the_property_that_should(fault):
+def test_check_model_finds_each_fault_by_its_property(fault):
     assert WRONG_MODELS[fault] in failed(translate(fault))
 
 
-def test_a_wrong_decoder_only_model_is_caught():
+def test_check_model_finds_a_wrong_decoder_only_model():
     torch.manual_seed(0)
     report = check_model(Continuer("no causal mask"), vocab_size=V, decoder_only=True)
     assert failed(report) == ["causality by perturbation"]
@@ -187,11 +187,11 @@ def test_a_wrong_decoder_only_model_is_caught():
         ("writes into the mask", "inputs stay unchanged"),
     ],
 )
-def test_some_faults_are_seen_by_one_property_alone(fault, alone):
+def test_check_attention_finds_some_faults_by_one_property_alone(fault, alone):
     assert failed(check_attention(WRONG_FUNCTIONS[fault][0])) == [alone]
 
 
-def test_a_leak_in_one_head_of_one_row_is_placed():
+def test_check_attention_locates_a_leak_in_one_head_of_one_row():
     def leaky(query, key, value, mask=None, *, causal=False):
         out = explicit(query, key, value, mask, causal=causal).clone()
         if causal and out.shape[:3] == (2, 3, 7):
@@ -392,7 +392,7 @@ def at(worst, ask, make):
 
 
 @pytest.mark.parametrize("name", FUNCTION_LIMITS)
-def test_examiner_of_functions_fails_what_is_just_beyond_a_limit(name):
+def test_check_attention_fails_functions_just_beyond_a_limit(name):
     limit, make = FUNCTION_LIMITS[name]
     for factor, verdict in ((1.25, "FAIL"), (0.8, "pass")):
         result = at(factor * limit, lambda candidate: ask_attention(candidate, name), make)
@@ -400,7 +400,7 @@ def test_examiner_of_functions_fails_what_is_just_beyond_a_limit(name):
 
 
 @pytest.mark.parametrize("name", MODULE_LIMITS)
-def test_examiner_of_modules_fails_what_is_just_beyond_a_limit(name):
+def test_check_attention_fails_modules_just_beyond_a_limit(name):
     limit, make = MODULE_LIMITS[name]
     options = {"d_model": D, "make_cache": Cache}
     for factor, verdict in ((1.25, "FAIL"), (0.8, "pass")):
@@ -409,7 +409,7 @@ def test_examiner_of_modules_fails_what_is_just_beyond_a_limit(name):
 
 
 @pytest.mark.parametrize("name", MODEL_LIMITS)
-def test_examiner_of_models_fails_what_is_just_beyond_a_limit(name):
+def test_check_model_fails_models_just_beyond_a_limit(name):
     limit, make = MODEL_LIMITS[name]
     beyond = (0.8, 1.25) if limit < 0 else (1.25, 0.8)  # below 0: so much must move at least
     for factor, verdict in zip(beyond, ("FAIL", "pass"), strict=True):
@@ -434,7 +434,7 @@ def from_every_key(out, key, value, causal):
         ("inputs stay unchanged", writing),
     ],
 )
-def test_examiner_allows_no_deviation_where_the_limit_is_zero(name, make):
+def test_check_attention_allows_no_deviation_where_the_limit_is_zero(name, make):
     result = ask_attention(make(1e-6), name)
     assert result.verdict == "FAIL" and 0 < result.worst < 1e-4
 
@@ -442,7 +442,7 @@ def test_examiner_allows_no_deviation_where_the_limit_is_zero(name, make):
 # the examination itself
 
 
-def test_a_candidate_that_raises_fails_and_the_rest_goes_on():
+def test_check_attention_continues_after_a_candidate_that_raises():
     def half_shy(query, key, value, mask=None, *, causal=False):
         if query.dtype == torch.float16:
             raise RuntimeError("not implemented for 'Half'\nsecond line")
@@ -454,26 +454,26 @@ def test_a_candidate_that_raises_fails_and_the_rest_goes_on():
     assert report.failures[0].worst == math.inf
 
 
-def test_what_cannot_be_called_is_asked_nothing_more_and_told_of_adapters():
+def test_check_attention_stops_at_a_failed_call_and_names_the_adapter():
     report = check_attention(F.scaled_dot_product_attention)
     assert failed(report) == ["accepts the call"] and not report.passed
     assert "causal" in report.failures[0].where and "call_with_mask" in report.failures[0].hint
     assert {r.where for r in report if r.verdict == "n.a."} == {"not asked: the call failed"}
 
 
-def test_an_output_of_another_shape_is_refused_with_both_shapes():
+def test_check_attention_refuses_an_output_of_another_shape_with_both_shapes():
     report = check_attention(lambda q, k, v, mask=None, causal=False: v)
     assert "must have shape (2, 3, 5, 13), got (2, 3, 7, 13)" in report.failures[0].where
     report = check_model(lambda tokens: torch.zeros(2, 5, 3), vocab_size=V, decoder_only=True)
     assert "must have shape (2, 5, 23), got (2, 5, 3)" in report.failures[0].where
 
 
-def test_nan_is_a_failure_and_not_a_pass():
+def test_check_attention_fails_nan():
     report = check_attention(lambda q, k, v, mask=None, causal=False: explicit(q, k, v) * math.nan)
     assert failed(report) == ["accepts the call"]
 
 
-def test_the_candidate_its_mode_its_gradients_and_the_random_state_are_left_alone():
+def test_checks_leave_candidate_mode_gradients_and_random_state_unchanged():
     torch.manual_seed(0)
     module, state = Heads(dropout=0.5).train(), torch.get_rng_state()
     before = {name: x.clone() for name, x in module.state_dict().items()}
@@ -489,11 +489,11 @@ def test_the_candidate_its_mode_its_gradients_and_the_random_state_are_left_alon
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
-def test_two_examinations_give_the_same_report():
+def test_check_attention_gives_the_same_report_twice():
     assert repr(examine(Heads)) == repr(examine(Heads))
 
 
-def test_a_model_without_a_cache_or_a_source_is_not_asked_about_them():
+def test_check_model_does_not_ask_for_an_absent_cache_or_source():
     torch.manual_seed(0)
     report = check_model(Continuer(), vocab_size=V, decoder_only=True)
     missing = {r.property: r.where for r in report if r.verdict == "n.a."}
@@ -504,7 +504,7 @@ def test_a_model_without_a_cache_or_a_source_is_not_asked_about_them():
     }
 
 
-def test_a_model_that_brings_encode_decode_and_make_cache_is_decoded_by_them():
+def test_check_model_decodes_with_the_methods_of_a_model():
     class WithCache(Translator):
         def encode(self, source, source_mask):
             self.memory = self.encoder(self.embed(source))
@@ -525,7 +525,7 @@ def test_a_model_that_brings_encode_decode_and_make_cache_is_decoded_by_them():
     assert "cache equals no cache" in applied(report)
 
 
-def test_an_adapter_calls_models_that_are_called_otherwise():
+def test_check_model_calls_the_model_through_an_adapter():
     torch.manual_seed(0)
     model = Translator()
 
@@ -537,7 +537,7 @@ def test_an_adapter_calls_models_that_are_called_otherwise():
     assert failed(mask_lost) == ["padding does not matter"]
 
 
-def test_a_trained_model_may_decline_the_initial_loss():
+def test_check_model_skips_the_initial_loss_of_a_trained_model():
     report = translate("output weights too large", skip={"initial loss": "trained"})
     assert report.passed and sum(r.where == "trained" for r in report) == 2
 
@@ -555,7 +555,7 @@ REPORT = Report(
 )
 
 
-def test_a_report_prints_as_an_aligned_table():
+def test_report_prints_as_an_aligned_table():
     assert repr(REPORT) == str(REPORT)
     assert str(REPORT).splitlines() == [
         "mine: 1 of 2 properties hold",
@@ -566,13 +566,13 @@ def test_a_report_prints_as_an_aligned_table():
     ]
 
 
-def test_a_report_is_a_table_on_a_page_with_its_text_escaped():
+def test_report_is_a_table_on_a_page_with_its_text_escaped():
     page = REPORT._repr_html_()
     assert page.count("<tr>") == 4 and page.count("<th>") == 5 and page.count("<td>") == 15
     assert "second &lt;i&gt;" in page and "<caption>mine: 1 of 2 properties hold</caption>" in page
 
 
-def test_raising_says_for_each_failure_where_and_what_to_look_for():
+def test_raise_if_failed_says_where_each_failure_is_and_what_to_look_for():
     with pytest.raises(AssertionError) as caught:
         REPORT.raise_if_failed()
     assert str(caught.value).splitlines() == [
@@ -583,7 +583,7 @@ def test_raising_says_for_each_failure_where_and_what_to_look_for():
     assert Report("mine", REPORT.results[:1]).raise_if_failed() is None
 
 
-def test_every_property_has_a_name_of_its_own_and_a_hint():
+def test_properties_have_distinct_names_and_hints():
     for report in (check_attention(explicit), translate()):
         assert len({r.property for r in report}) == len(report.results)
     _, wrong = check_attention(explicit), check_attention(WRONG_FUNCTIONS["mask ignored"][0])
@@ -594,7 +594,7 @@ def test_every_property_has_a_name_of_its_own_and_a_hint():
 
 
 @pytest.mark.bad_input
-def test_what_cannot_be_examined_is_refused():
+def test_checks_refuse_candidates_and_options_that_they_cannot_use():
     with pytest.raises(ValueError, match="check_attention: the candidate must be callable, got i"):
         check_attention(3)
     with pytest.raises(ValueError, match="check_attention: d_model must be at least 2, got 0"):
@@ -606,7 +606,7 @@ def test_what_cannot_be_examined_is_refused():
 
 
 @pytest.mark.bad_input
-def test_a_module_with_positions_first_is_refused():
+def test_call_torch_module_refuses_a_module_with_positions_first():
     module = nn.MultiheadAttention(D, 3)
     report = check_attention(module, d_model=D, adapter=call_torch_module)
     assert report.failures[0].where == (

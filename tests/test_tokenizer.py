@@ -49,7 +49,7 @@ def bpe():
 @example("a\u2028b\x85c\x00d\r\n\ufeff")
 @example("e\u0301 \u00e9 \ufb01 İ")
 @example("👩‍👩‍👧 大 แปด")
-def test_bpe_gives_back_every_text(bpe, text):
+def test_bpe_round_trips_every_text(bpe, text):
     ids = bpe.encode(text)
     assert bpe.decode(ids) == text
     assert all(UNKNOWN < i < bpe.vocab_size for i in ids)
@@ -58,12 +58,12 @@ def test_bpe_gives_back_every_text(bpe, text):
 @given(text=st.text("ab<s>/unkpd \n", max_size=30))
 @example("<s>a</s>")
 @example("<pad><unk>")
-def test_no_text_contains_a_special(bpe, text):
+def test_encode_never_gives_special_tokens(bpe, text):
     assert not set(bpe.encode(text)) & {PAD, BEGIN, END, UNKNOWN}
     assert bpe.decode(bpe.encode(text)) == text
 
 
-def test_no_text_contains_a_special_even_if_it_was_learned_from():
+def test_encode_never_gives_special_tokens_even_if_the_corpus_had_them():
     corpus = ["<s> </s> <pad> <unk>"] * 50
     assert Tokenizer.words(corpus).encode("<s> </s> <pad> <unk>") == [UNKNOWN] * 4
     letters = Tokenizer.characters(corpus)
@@ -73,19 +73,19 @@ def test_no_text_contains_a_special_even_if_it_was_learned_from():
     assert min(learned.encode("<s></s><pad><unk>")) > UNKNOWN
 
 
-def test_the_specials_have_the_first_ids(bpe):
+def test_special_tokens_have_the_first_ids(bpe):
     for tokenizer in (bpe, Tokenizer.words(TEXTS), Tokenizer.characters(TEXTS)):
         assert tokenizer.tokens([PAD, BEGIN, END, UNKNOWN]) == list(SPECIALS)
         assert [tokenizer.token_to_id(name) for name in SPECIALS] == [0, 1, 2, 3]
     assert (PAD, BEGIN, END, UNKNOWN) == (0, 1, 2, 3)
 
 
-def test_a_space_in_front_is_not_invented():
+def test_bpe_adds_no_space_in_front():
     fresh = Tokenizer.bpe([], 260)
     assert fresh.tokens(fresh.encode("a a")) == ["a", " ", "a"]
 
 
-def test_the_vocabulary_is_as_large_as_asked_or_as_the_texts_allow(bpe):
+def test_vocabulary_is_as_large_as_asked_or_as_the_texts_allow(bpe):
     assert bpe.vocab_size == 300
     assert Tokenizer.bpe(["ab ab"], 1000).vocab_size == 260 + len(["ab", " ab"])
     assert Tokenizer.bpe([], 1000).vocab_size == 260
@@ -100,7 +100,7 @@ def test_words_and_characters_are_numbered_by_frequency_and_then_by_name():
     assert letters.tokens(range(4, letters.vocab_size)) == ["a", "c", "\n", "b"]
 
 
-def test_what_is_not_on_the_list_is_unknown_and_stays_visible():
+def test_unknown_words_and_characters_are_encoded_as_unknown():
     words = Tokenizer.words(["the man bites the dog"])
     assert words.encode("the cat  bites\nthe") == [4, UNKNOWN, words.token_to_id("bites"), 4]
     assert words.decode(words.encode("the cat  bites")) == "the <unk> bites"
@@ -112,7 +112,7 @@ def test_what_is_not_on_the_list_is_unknown_and_stays_visible():
 
 
 @given(texts=st.lists(ANY_TEXT, min_size=1, max_size=4))
-def test_characters_give_back_what_they_were_made_from(texts):
+def test_characters_round_trip_their_own_texts(texts):
     letters = Tokenizer.characters(texts)
     assert letters.encode_all(texts) == [[letters.token_to_id(c) for c in t] for t in texts]
     assert [letters.decode(ids) for ids in letters.encode_all(texts)] == texts
@@ -124,7 +124,7 @@ def test_words_know_all_they_were_made_from(texts):
     assert UNKNOWN not in chain(*words.encode_all([text.replace("<", "(") for text in texts]))
 
 
-def test_many_texts_are_read_like_each(bpe):
+def test_encode_all_agrees_with_encode(bpe):
     for tokenizer in (bpe, Tokenizer.words(TEXTS[:2]), Tokenizer.characters(TEXTS[:2])):
         assert tokenizer.encode_all(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
         assert tokenizer.encode_all([]) == []
@@ -142,7 +142,7 @@ def test_decode_stops_at_the_first_end_and_leaves_padding_out(bpe):
     assert words.decode([BEGIN, 5, 4, END, 4]) == "man dog"
 
 
-def test_pieces_are_readable_even_where_they_are_no_letters(bpe):
+def test_tokens_are_readable_even_where_they_are_no_characters(bpe):
     fresh = Tokenizer.bpe([], 260)
     assert fresh.tokens(fresh.encode("aß ")) == ["a", r"\xc3", r"\x9f", " "]
     assert fresh.decode(fresh.encode("ß")[:1]) == "\ufffd"
@@ -191,12 +191,12 @@ def slow_merges(words, n_merges):
     words=st.lists(st.text("abcß", min_size=1, max_size=9), min_size=1, max_size=20),
     n_merges=st.integers(1, 20),
 )
-def test_the_package_learns_the_merges_of_the_slow_loops_in_their_order(words, n_merges):
+def test_bpe_learns_the_merges_of_the_slow_loops_in_order(words, n_merges):
     learned = json.loads(Tokenizer.bpe(words, 260 + n_merges).json)["model"]["merges"]
     assert learned == slow_merges(Counter(words), n_merges)
 
 
-def test_learning_is_the_same_every_time_and_from_an_iterator(bpe):
+def test_bpe_is_deterministic_and_takes_an_iterator(bpe):
     assert Tokenizer.bpe(iter(TEXTS), 300).json == bpe.json
     assert Tokenizer.bpe(list(reversed(TEXTS)), 300).json == bpe.json
 
@@ -209,7 +209,7 @@ def test_merges_do_not_cross_from_letters_to_digits_signs_or_spaces():
 # Tokenizer: files
 
 
-def test_what_was_saved_loads_as_the_same_tokenizer(bpe, tmp_path):
+def test_save_and_load_give_the_same_tokenizer(bpe, tmp_path):
     for i, tokenizer in enumerate([bpe, Tokenizer.words(TEXTS), Tokenizer.characters(TEXTS)]):
         path = tmp_path / f"{i}.json"
         tokenizer.save(path)
@@ -220,12 +220,12 @@ def test_what_was_saved_loads_as_the_same_tokenizer(bpe, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0.json", "1.json", "2.json"]
 
 
-def test_it_travels_to_another_process(bpe):
+def test_tokenizer_can_be_pickled(bpe):
     again = pickle.loads(pickle.dumps(bpe))
     assert again.encode("<s> the") == bpe.encode("<s> the")
 
 
-def test_hugging_faces_own_package_reads_the_file(bpe, tmp_path):
+def test_save_writes_a_file_that_hugging_face_reads(bpe, tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     bpe.save(tmp_path / "t.json")
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "t.json"))
@@ -233,7 +233,7 @@ def test_hugging_faces_own_package_reads_the_file(bpe, tmp_path):
     assert theirs.decode(bpe.encode("the man <s>")) == "the man <s>"
 
 
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(bpe, tmp_path, monkeypatch):
+def test_save_that_fails_leaves_the_old_file_and_nothing_else(bpe, tmp_path, monkeypatch):
     path = tmp_path / "t.json"
     path.write_text("old")
 
@@ -255,7 +255,7 @@ def test_repr_shows_the_size(bpe):
 # Tokenizer: refusals
 
 
-def test_bad_input_to_the_tokenizer_is_refused_with_the_numbers(bpe, tmp_path):
+def test_tokenizer_refuses_bad_input_with_the_numbers(bpe, tmp_path):
     with pytest.raises(ValueError, match="bpe: vocab_size must be from 260 to 1048576, got 259"):
         Tokenizer.bpe(TEXTS, 259)
     with pytest.raises(ValueError, match="from 260 to 1048576, got 1048577"):
@@ -294,7 +294,7 @@ TAKES_TEXTS = {
 
 
 @pytest.mark.parametrize("function", TAKES_TEXTS)
-def test_half_a_character_is_refused_with_the_number_of_its_text(function):
+def test_tokenizer_refuses_half_a_character_with_the_number_of_its_text(function):
     texts = ["a"] * 7 + ["half \ud83d", "a"]
     want = rf"{function}: text 7 must hold whole characters, got the half '\\ud83d' at position 5"
     for form in (list, tuple, iter):
@@ -305,7 +305,7 @@ def test_half_a_character_is_refused_with_the_number_of_its_text(function):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("function", TAKES_TEXTS)
 @pytest.mark.parametrize("bad", [None, float("nan"), b"bytes", 7, ["a", "b"], ("a", "b")], ids=repr)
-def test_what_is_no_text_is_refused_with_its_number(function, bad):
+def test_tokenizer_refuses_other_objects_than_texts_with_their_number(function, bad):
     want = rf"{function}: text 7 must be a string, got {re.escape(repr(bad))}"
     with pytest.raises(ValueError, match=want):
         TAKES_TEXTS[function](["a"] * 7 + [bad])
@@ -314,7 +314,7 @@ def test_what_is_no_text_is_refused_with_its_number(function, bad):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("function", TAKES_TEXTS)
 @pytest.mark.parametrize("bad", [None, 7, b"bytes"], ids=repr)
-def test_texts_that_are_not_many_are_refused(function, bad):
+def test_tokenizer_refuses_texts_that_are_no_list(function, bad):
     with pytest.raises(
         ValueError, match=rf"{function}: texts must be a list of strings, got {bad}"
     ):
@@ -322,7 +322,7 @@ def test_texts_that_are_not_many_are_refused(function, bad):
 
 
 @pytest.mark.parametrize("function", TAKES_TEXTS)
-def test_texts_may_be_any_iterable_of_strings(function):
+def test_tokenizer_takes_any_iterable_of_strings(function):
     pd, call = pytest.importorskip("pandas"), TAKES_TEXTS[function]
 
     def known(made):
@@ -337,7 +337,7 @@ def test_texts_may_be_any_iterable_of_strings(function):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("bad", [None, ["a"], ("a", "b"), b"a", 7], ids=repr)
-def test_encode_refuses_what_is_no_text(bpe, bad):
+def test_encode_refuses_other_objects_than_texts(bpe, bad):
     with pytest.raises(
         ValueError, match=rf"encode: text must be a string, got {re.escape(repr(bad))}"
     ):
@@ -350,7 +350,7 @@ def test_encode_refuses_half_a_character(bpe):
 
 
 @pytest.mark.bad_input
-def test_ids_may_be_any_row_of_integers(bpe):
+def test_decode_takes_any_sequence_of_integers(bpe):
     ids = bpe.encode("the dog")
     arrays = torch.tensor(ids), torch.tensor(ids, dtype=torch.int32), np.array(ids)
     for form in (tuple(ids), *arrays, *map(list, arrays)):
@@ -369,13 +369,13 @@ def test_ids_may_be_any_row_of_integers(bpe):
     ],
     ids=repr,
 )  # fmt: skip
-def test_ids_that_are_no_integers_are_refused(bpe, bad):
+def test_decode_refuses_ids_that_are_no_integers(bpe, bad):
     for function in ("decode", "tokens"):
         with pytest.raises(ValueError, match=f"{function}: ids must be "):
             getattr(bpe, function)(bad)
 
 
-def test_a_file_without_a_decoder_is_read_or_refused():
+def test_tokenizer_reads_or_refuses_a_file_without_a_decoder():
     words = json.loads(Tokenizer.words(["the dog"]).json)
     del words["decoder"]
     again = Tokenizer(json.dumps(words))
@@ -390,7 +390,7 @@ def test_a_file_without_a_decoder_is_read_or_refused():
             Tokenizer(json.dumps(content | change))
 
 
-def test_a_decoder_may_be_one_of_a_sequence(bpe):
+def test_tokenizer_reads_a_decoder_inside_a_sequence(bpe):
     content = json.loads(bpe.json)
     content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"]]}
     assert Tokenizer(json.dumps(content)).tokens(bpe.encode("ein Bär")) == bpe.tokens(
@@ -398,14 +398,14 @@ def test_a_decoder_may_be_one_of_a_sequence(bpe):
     )
 
 
-def test_a_piece_that_is_not_of_bytes_is_shown_as_it_is(bpe):
+def test_tokens_shows_added_tokens_unchanged(bpe):
     content = json.loads(bpe.json)
     content["model"]["vocab"]["<image 1>"] = 300
     assert Tokenizer(json.dumps(content)).tokens([300]) == ["<image 1>"]
 
 
 @pytest.mark.parametrize("unit", ["ACGT", " \t"])
-def test_a_long_run_is_learned_from_as_quickly_as_short_ones(unit):
+def test_bpe_learns_from_a_long_run_as_quickly_as_from_short_ones(unit):
     # Measured on a busy core: 0.06 s either way, against 1.1 s where the run is one word.
     from time import process_time
 
@@ -418,7 +418,7 @@ def test_a_long_run_is_learned_from_as_quickly_as_short_ones(unit):
     assert seconds["one"] < 5 * seconds["short"] + 0.2
 
 
-def test_only_runs_of_a_thousand_letters_are_cut():
+def test_bpe_cuts_only_runs_of_a_thousand_letters():
     runs = ["a" * 999 + " b", "x" + " " * 2500 + "y", "d" * 2500 + " e"]
     cut = [list(module._without_long_runs([text])) for text in runs]
     assert [[len(part) for part in parts] for parts in cut] == [
@@ -429,7 +429,7 @@ def test_only_runs_of_a_thousand_letters_are_cut():
     assert ["".join(parts) for parts in cut] == runs
 
 
-def test_a_tokenizer_with_other_specials_is_refused():
+def test_tokenizer_refuses_other_special_tokens():
     other = json.loads(Tokenizer.words(["dog"]).json)
     vocab = other["model"]["vocab"]
     vocab["<pad>"], vocab["<s>"] = 1, 0
@@ -437,7 +437,7 @@ def test_a_tokenizer_with_other_specials_is_refused():
         Tokenizer(json.dumps(other))
 
 
-def test_the_package_is_imported_when_it_is_needed_and_a_missing_one_said(monkeypatch):
+def test_tokenizer_names_the_extra_when_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for make in (
         lambda: Tokenizer("{}"),
@@ -451,7 +451,7 @@ def test_the_package_is_imported_when_it_is_needed_and_a_missing_one_said(monkey
 
 
 @pytest.mark.slow
-def test_importing_loads_no_package_of_the_extra():
+def test_import_of_the_tokenizer_loads_no_package_of_the_extra():
     code = """import sys, torch, numpy, jaxtyping
 before = set(sys.modules)
 import transformer_lib.tokenizer
@@ -475,7 +475,7 @@ def real(name):
 
 
 @pytest.mark.slow
-def test_tiny_shakespeare_comes_back_exactly():
+def test_tokenizers_round_trip_tiny_shakespeare():
     text = real("tinyshakespeare/input.txt").read_text(encoding="utf-8")
     tokenizer = Tokenizer.bpe(text.split("\n"), 1000)
     letters = Tokenizer.characters([text])

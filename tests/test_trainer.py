@@ -103,7 +103,7 @@ def test_batches_made_ahead_wait_for_the_next_fit(tmp_path):
     assert_equal(weights(trainer), weights(plain))
 
 
-def test_a_batch_is_made_while_the_step_before_runs():
+def test_prefetch_makes_a_batch_while_the_step_before_runs():
     trainer, places = ahead(), []
     made, make_one = threading.Event(), trainer.data.make
 
@@ -124,7 +124,7 @@ def test_a_batch_is_made_while_the_step_before_runs():
     assert places == [1, 2, 3]
 
 
-def test_a_step_that_fails_leaves_the_data_after_its_batch():
+def test_prefetch_leaves_the_data_after_the_batch_of_a_failed_step():
     def broken(model, batch, smoothing):
         value = translation_loss(model, batch, smoothing)
         return value * math.nan if trainer.step == 2 and trainer._place is not None else value
@@ -135,7 +135,7 @@ def test_a_step_that_fails_leaves_the_data_after_its_batch():
     assert trainer.data.state_dict() == {"epoch": 0, "next": 3}
 
 
-def test_other_data_than_our_own_is_not_made_in_a_thread():
+def test_prefetch_skips_data_of_other_classes():
     class Own:
         def __init__(self):
             self.data = batches()
@@ -207,7 +207,7 @@ def test_batches_of_many_shapes_are_kept_from_kernels_that_plan_for_each():
         ({"patience": 2}, "patience must be None where validate_every is None, got 2"),
     ],
 )
-def test_impossible_settings_are_refused_by_name(changes, message):
+def test_config_refuses_impossible_settings_by_name(changes, message):
     with pytest.raises(ValueError, match=re.escape(f"TrainingConfig: {message}")):
         TrainingConfig(**{"n_steps": 7} | changes)
 
@@ -224,12 +224,12 @@ def test_config_refuses_settings_of_another_type(changes):
 
 
 @pytest.mark.bad_input
-def test_half_a_step_is_refused():
+def test_config_refuses_half_a_step():
     with pytest.raises(ValueError, match="n_steps must be an integer at least 1, got 1.5"):
         TrainingConfig(n_steps=1.5)
 
 
-def test_a_config_is_frozen_and_fits_into_json():
+def test_config_is_frozen_and_serializes_to_json():
     config = TrainingConfig(n_steps=7)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.n_steps = 8
@@ -252,7 +252,7 @@ def test_learning_rate_falls_to_the_minimum_after_warm_up(name):
 # One step
 
 
-def test_steps_are_those_of_a_loop_written_by_hand():
+def test_update_agrees_with_a_loop_written_by_hand():
     trainer, by_hand, data = make(dropout=0.0, warmup=3, weight_decay=0.1), model(0.0), batches()
     config = trainer.config
     optimizer = make_optimizer(
@@ -286,7 +286,7 @@ def test_steps_are_those_of_a_loop_written_by_hand():
     assert_equal(trainer.average.values, average.values)
 
 
-def test_without_max_grad_norm_gradients_are_left_as_they_are():
+def test_update_without_max_grad_norm_leaves_the_gradients_unchanged():
     trainers = [make(max_grad_norm=limit, dropout=0.0) for limit in (None, 1e9, 0.01)]
     norms = [[t.update(b)["gradient_norm"] for b in islice(batches(), 3)] for t in trainers]
     assert_equal(weights(trainers[0]), weights(trainers[1]))
@@ -313,7 +313,7 @@ def test_update_copies_no_python_number_to_the_device():
 
 
 @pytest.mark.parametrize("n_parts", [2, 3, 50])
-def test_parts_have_the_gradients_of_the_whole(n_parts):
+def test_accumulate_gives_the_gradients_of_the_whole_batch(n_parts):
     """Fifty parts are more than there are rows, so some are empty."""
     options = {"dropout": 0.0, "dtype": "float64"}
     whole, parts = make(**options), make(accumulate=n_parts, **options)
@@ -325,7 +325,7 @@ def test_parts_have_the_gradients_of_the_whole(n_parts):
     torch.testing.assert_close(weights(parts), weights(whole))
 
 
-def test_recomputing_activations_changes_no_bit():
+def test_recompute_changes_no_bit():
     trainers = [make(recompute=recompute) for recompute in (False, True)]
     seen = []
     for trainer in trainers:
@@ -336,7 +336,7 @@ def test_recomputing_activations_changes_no_bit():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains_and_weights_stay_single(precision):
+def test_precision_of_16_bits_trains_with_float32_weights(precision):
     trainer = make(precision=precision, n_steps=40)
     torch.manual_seed(0)
     seen = [trainer.update(batch)["loss"] for batch in islice(batches().endless(), 40)]
@@ -348,7 +348,7 @@ def test_half_precision_trains_and_weights_stay_single(precision):
     assert seen[0] != exact.update(next(iter(batches())))["loss"]
 
 
-def test_gradients_are_clipped_and_told_as_they_are_without_the_scale_of_the_loss():
+def test_update_clips_and_records_gradients_without_the_loss_scale():
     records, batch = [], next(iter(batches()))
     for scale in (1.0, 1024.0):  # a power of two changes no digit
         trainer = make(max_grad_norm=0.1, dropout=0.0)
@@ -358,7 +358,7 @@ def test_gradients_are_clipped_and_told_as_they_are_without_the_scale_of_the_los
     assert_equal(records[1][1], records[0][1])
 
 
-def test_fp16_leaves_out_a_step_that_overflows_and_lowers_its_scale():
+def test_fp16_skips_a_step_that_overflows_and_lowers_its_scale():
     trainer = make(precision="fp16")
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before, batch = weights(trainer), next(iter(batches()))
@@ -370,7 +370,7 @@ def test_fp16_leaves_out_a_step_that_overflows_and_lowers_its_scale():
 
 @pytest.mark.plain
 @pytest.mark.slow
-def test_a_compiled_model_trains_alike(monkeypatch):
+def test_compile_trains_like_the_plain_model(monkeypatch):
     """The graphs are traced and run as they are; making fast code of them is torch's work."""
     compiling = []
 
@@ -402,7 +402,7 @@ def broken(loss, step, factor=math.nan):
 
 
 @pytest.mark.parametrize("what, is_loss", [("loss", True), ("gradient norm", False)])
-def test_what_is_not_finite_stops_before_the_weights_take_harm(what, is_loss, tmp_path):
+def test_fit_stops_at_a_non_finite_value_before_the_weights_change(what, is_loss, tmp_path):
     bad = broken(is_loss, step=6)
     trainer = bad.trainer = make(tmp_path, loss=bad, save_every=2, validate_every=None)
     got = f"Trainer: the {what} must be finite, got nan at step 6 with learning rate 0.00816. "
@@ -415,7 +415,7 @@ def test_what_is_not_finite_stops_before_the_weights_take_harm(what, is_loss, tm
     assert_equal(weights(trainer), weights(whole))
 
 
-def test_without_a_folder_there_is_no_last_good_checkpoint():
+def test_fit_without_a_folder_names_no_last_valid_checkpoint():
     bad = broken(True, step=2, factor=math.inf)
     trainer = bad.trainer = make(loss=bad, validate_every=None)
     with pytest.raises(NonFiniteLoss, match="got inf at step 2 .* Last valid checkpoint: None"):
@@ -425,7 +425,7 @@ def test_without_a_folder_there_is_no_last_good_checkpoint():
 # Validation
 
 
-def test_validation_is_per_token_over_unequal_batches_without_dropout_or_smoothing():
+def test_validate_is_per_token_over_unequal_batches_without_dropout_or_smoothing():
     trainer = make(ema_decay=None)
     held_out = trainer.validation
     assert len({batch.n_tokens for batch in held_out}) > 1
@@ -439,7 +439,7 @@ def test_validation_is_per_token_over_unequal_batches_without_dropout_or_smoothi
     assert (trainer.best, trainer.best_step) == (pytest.approx(expected, rel=1e-6), 0)
 
 
-def test_the_average_is_validated_and_the_weights_stay():
+def test_validate_uses_the_average_and_keeps_the_weights():
     trainer = make()
     for batch in islice(batches(), 3):
         trainer.update(batch)
@@ -453,7 +453,7 @@ def test_the_average_is_validated_and_the_weights_stay():
     assert measured != plain.validate()
 
 
-def test_training_ends_early_when_nothing_gets_better(monkeypatch, tmp_path):
+def test_fit_ends_early_when_nothing_improves(monkeypatch, tmp_path):
     found = iter([3.0, 2.0, 2.5, 2.0, 1.0])
     trainer = make(tmp_path, n_steps=24, validate_every=2, patience=2, save_every=100)
 
@@ -471,7 +471,7 @@ def test_training_ends_early_when_nothing_gets_better(monkeypatch, tmp_path):
     assert trainer.fit().step == 8
 
 
-def test_the_best_is_kept_and_the_last_two(tmp_path, monkeypatch):
+def test_fit_keeps_the_best_checkpoint_and_the_last_two(tmp_path, monkeypatch):
     trainer = make(tmp_path, validate_every=3, save_every=2)
     falls = iter([1.0, 2.0, 3.0, 4.0])
 
@@ -496,7 +496,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_the_best_validation_so_far_is_known_again(tmp_path):
+def test_resume_restores_the_best_validation_so_far(tmp_path):
     options = {"validate_every": 2, "save_every": 2}
     first, second = make(tmp_path, **options).fit(4), make(tmp_path, **options)
     assert second.resume() and math.isfinite(second.best)
@@ -504,7 +504,7 @@ def test_the_best_validation_so_far_is_known_again(tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, 10])
-def test_another_object_goes_on_to_the_bit(step, whole, tmp_path):
+def test_resume_continues_bit_for_bit(step, whole, tmp_path):
     options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
     make(tmp_path, **options).fit(step)
     torch.manual_seed(12345)
@@ -520,7 +520,7 @@ def test_another_object_goes_on_to_the_bit(step, whole, tmp_path):
     assert [second.best, second.best_step] == best
 
 
-def test_fitting_twice_is_fitting_once(whole, tmp_path):
+def test_fit_twice_is_fit_once(whole, tmp_path):
     trainer = make(tmp_path, accumulate=2, validate_every=5, save_every=4)
     assert trainer.fit(3).step == 3 and trainer.fit(3).step == 3
     trainer.fit(11).fit(99)
@@ -528,7 +528,7 @@ def test_fitting_twice_is_fitting_once(whole, tmp_path):
     assert timeless(tmp_path) == timeless(whole) and hashes(tmp_path) == hashes(whole)
 
 
-def test_saving_before_the_first_step_changes_nothing(whole, tmp_path):
+def test_save_before_the_first_step_changes_nothing(whole, tmp_path):
     options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
     trainer = make(tmp_path / "a", **options)
     before = weights(trainer)
@@ -543,7 +543,7 @@ def test_saving_before_the_first_step_changes_nothing(whole, tmp_path):
     assert hashes(tmp_path / "b") == hashes(whole) and timeless(tmp_path / "b") == timeless(whole)
 
 
-def test_the_newest_good_checkpoint_is_used_and_the_log_cut_back(whole, tmp_path):
+def test_resume_uses_the_newest_valid_checkpoint_and_truncates_the_log(whole, tmp_path):
     options = {"accumulate": 2, "validate_every": 5, "save_every": 4}
     make(tmp_path, **options).fit(9)
     newest = checkpoints(tmp_path)[0] / "optimizer.safetensors"
@@ -558,7 +558,7 @@ def test_the_newest_good_checkpoint_is_used_and_the_log_cut_back(whole, tmp_path
     assert timeless(tmp_path) == timeless(whole) and hashes(tmp_path) == hashes(whole)
 
 
-def test_a_log_of_steps_before_any_checkpoint_is_begun_again(whole, tmp_path):
+def test_fit_restarts_a_log_of_steps_before_any_checkpoint(whole, tmp_path):
     (tmp_path / LOG).write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "loss": 9.0}\n')
     trainer = make(tmp_path, accumulate=2, validate_every=5, save_every=4)
     assert not trainer.resume()
@@ -566,7 +566,7 @@ def test_a_log_of_steps_before_any_checkpoint_is_begun_again(whole, tmp_path):
     assert timeless(tmp_path) == timeless(whole)
 
 
-def test_no_good_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
+def test_resume_raises_if_every_checkpoint_is_corrupted_but_not_if_there_is_none(tmp_path):
     assert not make(tmp_path).resume()
     make(tmp_path, validate_every=None).fit(2)
     (path,) = checkpoints(tmp_path)
@@ -576,7 +576,7 @@ def test_no_good_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path):
         make(tmp_path).resume()
 
 
-def test_a_training_is_not_written_into_the_folder_of_another(tmp_path):
+def test_fit_refuses_the_folder_of_another_run(tmp_path):
     make(tmp_path, validate_every=None).fit(2)
     records = timeless(tmp_path)
     got = f"{tmp_path} already holds checkpoints; call resume() or choose another folder"
@@ -585,7 +585,7 @@ def test_a_training_is_not_written_into_the_folder_of_another(tmp_path):
     assert timeless(tmp_path) == records
 
 
-def test_another_training_is_refused_with_the_settings_that_differ(tmp_path):
+def test_resume_refuses_another_run_and_names_the_settings_that_differ(tmp_path):
     make(tmp_path, validate_every=None).fit(1)
     path = re.escape(str(checkpoints(tmp_path)[0]))
     expected = f"Trainer.resume: {path} is of another run: "
@@ -617,7 +617,7 @@ def bigrams(folder, width=8):
     return Trainer(Bigrams(width), batches(), config, folder=folder, worker=CPU)
 
 
-def test_any_module_can_be_trained_and_its_lines_are_compared(tmp_path):
+def test_trainer_takes_any_module_and_compares_its_lines(tmp_path):
     trainer = bigrams(tmp_path).fit(3)
     assert trainer.bare.calls == 3  # nothing stays of the batches that were timed
     second = bigrams(tmp_path)
@@ -637,7 +637,7 @@ def test_resume_compares_the_precision_that_auto_stands_for(tmp_path, monkeypatc
         make(tmp_path, precision="auto", **options).resume()
 
 
-def test_the_scale_of_fp16_is_resumed(tmp_path):
+def test_resume_restores_the_scale_of_fp16(tmp_path):
     options = {"precision": "fp16", "validate_every": None}
     half = make(tmp_path, **options).fit(3)
     half.scaler.update(1234.0)
@@ -694,7 +694,7 @@ def test_resume_refuses_other_data(changes, tmp_path):
         make(tmp_path, validate_every=None, data=batches(**changes)).resume()
 
 
-def test_resume_takes_data_and_checkpoints_without_a_fingerprint(tmp_path):
+def test_resume_accepts_data_and_checkpoints_without_a_fingerprint(tmp_path):
     make(tmp_path, validate_every=None).fit(2)
     tensors, state = load_checkpoint(checkpoints(tmp_path)[0])
     assert state["fingerprint"] == batches().fingerprint()
@@ -702,16 +702,6 @@ def test_resume_takes_data_and_checkpoints_without_a_fingerprint(tmp_path):
     state["best"] = [math.inf, 0]
     save_checkpoint(tmp_path, 2, tensors, state)
     assert make(tmp_path, validate_every=None, data=batches(seed=7)).resume()
-
-
-def test_block_batches_tell_other_data_and_sizes_by_their_fingerprint():
-    text = torch.arange(3, 103)
-    options = {"block": 4, "batch_size": 2}
-    known = BlockBatches(text, **options).fingerprint()
-    assert BlockBatches(text, **options).fingerprint() == known
-    for other in ({"block": 5}, {"batch_size": 3}, {"seed": 1}):
-        assert BlockBatches(text, **options | other).fingerprint() != known
-    assert BlockBatches(text + 1, **options).fingerprint() != known
 
 
 @pytest.mark.parametrize("group", ["model", "optimizer", "random", "average"])
@@ -779,7 +769,7 @@ def test_fit_says_before_the_first_step_that_the_disk_is_too_small(tmp_path, mon
     assert trainer.step == 0
 
 
-def test_a_folder_has_one_run_at_a_time(tmp_path):
+def test_folder_has_one_run_at_a_time(tmp_path):
     other = make(tmp_path, validate_every=None)
     said = []
 
@@ -794,14 +784,14 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     assert other.resume() and other.fit(3).step == 3
 
 
-def test_a_folder_that_is_a_file_is_refused_by_name(tmp_path):
+def test_trainer_refuses_a_folder_that_is_a_file_by_name(tmp_path):
     (tmp_path / "run").write_text("")
     for call in ("resume", "fit", "save"):
         with pytest.raises(CheckpointError, match="run: File exists; choose another folder"):
             getattr(make(tmp_path / "run", validate_every=None), call)()
 
 
-def test_fp16_that_overflows_for_ever_ends_with_an_error(tmp_path):
+def test_fp16_that_always_overflows_ends_with_an_error(tmp_path):
     def loss(net, batch, smoothing):
         return (translation_loss(net, batch) * 0).sqrt() + 3.0  # its gradient is not finite
 
@@ -814,7 +804,7 @@ def test_fp16_that_overflows_for_ever_ends_with_an_error(tmp_path):
     assert [r["gradient_norm"] for r in read_records(tmp_path / LOG)] == 19 * [None]
 
 
-def test_fp16_steps_left_out_are_counted_in_a_row_only():
+def test_fp16_counts_only_consecutive_skipped_steps():
     trainer, batch = make(precision="fp16"), next(iter(batches()))
     trainer._n_skipped = 19
     assert math.isfinite(trainer.update(batch)["gradient_norm"])
@@ -838,7 +828,7 @@ def test_training_and_validation_make_no_float64_tensor(tmp_path):
 
 
 @pytest.mark.bad_input
-def test_data_without_the_methods_is_refused_by_type():
+def test_trainer_refuses_data_without_the_methods_by_type():
     loader = torch.utils.data.DataLoader([1, 2])
     with pytest.raises(TypeError, match="data must have the methods endless, .* got DataLoader"):
         make(data=loader)
@@ -846,7 +836,7 @@ def test_data_without_the_methods_is_refused_by_type():
         make(validation=(batch for batch in batches()))
 
 
-def test_validation_on_resumable_batches_is_the_first_epoch_and_moves_nothing():
+def test_validate_on_resumable_batches_uses_the_first_epoch_and_keeps_the_position():
     held, data = batches(seed=1, shuffle=False), batches()
     expected = make(validation=list(batches(seed=1, shuffle=False))).validate()
     next(iter(held))
@@ -856,7 +846,7 @@ def test_validation_on_resumable_batches_is_the_first_epoch_and_moves_nothing():
     assert data.state_dict() == {"epoch": 0, "next": 4}
 
 
-def test_an_equal_validation_is_no_better():
+def test_validate_counts_an_equal_loss_as_no_improvement():
     trainer = make()
     first = trainer.validate()
     trainer.step = 5
@@ -873,7 +863,7 @@ def test_gradients_of_two_processes_average_to_those_of_the_whole_batch():
     torch.testing.assert_close((found[1] + found[2]) / 2, found[0])
 
 
-def test_a_checkpoint_says_what_computed_it(tmp_path):
+def test_checkpoint_records_what_computed_it(tmp_path):
     make(tmp_path, validate_every=None).fit(2)
     again = make(tmp_path, validate_every=None)
     again.resume()
@@ -895,7 +885,7 @@ def test_a_checkpoint_says_what_computed_it(tmp_path):
     assert [(s["from_step"], s["threads"]) for s in sessions] == [(0, 1), (3, 2)]
 
 
-def test_progress_is_printed_in_lines_where_there_is_no_terminal(monkeypatch, capsys):
+def test_progress_is_printed_in_lines_without_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(runs, "_LINE_SECONDS", 0.0)
     make(validate_every=2).fit(3)
     said = capsys.readouterr().out
@@ -915,7 +905,7 @@ def test_progress_is_printed_in_lines_where_there_is_no_terminal(monkeypatch, ca
         ([signal.SIGINT, signal.SIGINT], KeyboardInterrupt, 2),
     ],
 )
-def test_a_signal_waits_until_the_step_is_saved(numbers, error, kept, tmp_path):
+def test_signal_waits_until_the_step_is_saved(numbers, error, kept, tmp_path):
     before = signal.getsignal(signal.SIGINT)  # ignored, in a job of the background
     trainer = make(tmp_path, validate_every=None, save_every=2)
     train_tiny.in_step(trainer, 3, numbers)
@@ -930,7 +920,7 @@ def test_a_signal_waits_until_the_step_is_saved(numbers, error, kept, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_without_a_folder_a_stop_says_that_nothing_is_saved():
+def test_signal_without_a_folder_says_that_nothing_is_saved():
     trainer = make(validate_every=None)
     train_tiny.in_step(trainer, 2, [signal.SIGINT])
     with pytest.raises(KeyboardInterrupt, match="step 2 of 12: there is no folder, so nothing is"):
@@ -940,7 +930,7 @@ def test_without_a_folder_a_stop_says_that_nothing_is_saved():
 # What it says
 
 
-def test_every_record_goes_to_the_file_and_to_the_listener(tmp_path):
+def test_log_receives_every_record_that_the_file_does(tmp_path):
     seen = []
     make(tmp_path, log=seen.append, validate_every=6).fit()
     assert seen == read_records(tmp_path / LOG)
@@ -951,7 +941,7 @@ def test_every_record_goes_to_the_file_and_to_the_listener(tmp_path):
     assert {*seen[6]} == {"step", "validation_loss"}
 
 
-def test_the_bar_shows_loss_speed_and_memory_and_the_time_is_announced(monkeypatch, capsys):
+def test_progress_bar_shows_loss_speed_and_memory_after_the_expected_time(monkeypatch, capsys):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -979,7 +969,7 @@ class Elsewhere(Worker):
         return False
 
 
-def test_only_the_first_process_writes_and_speaks(tmp_path, capsys):
+def test_worker_that_is_not_the_first_writes_and_prints_nothing(tmp_path, capsys):
     seen = []
     other = make(tmp_path, worker=Elsewhere(), log=seen.append, validate_every=None)
     other.fit(2)
@@ -987,7 +977,7 @@ def test_only_the_first_process_writes_and_speaks(tmp_path, capsys):
     assert other.save() is None and checkpoints(tmp_path) == []
 
 
-def test_the_timed_batches_leave_nothing_behind():
+def test_seconds_per_step_leaves_no_trace():
     trainer = make()
     before, generator = weights(trainer), torch.get_rng_state()
     position = trainer.data.state_dict()
@@ -1006,12 +996,12 @@ def pausing(seconds):
     return loss
 
 
-def test_it_expects_the_time_of_one_step():
+def test_seconds_per_step_is_the_time_of_one_step():
     assert 0.1 <= make(loss=pausing(0.1)).seconds_per_step() < 0.3  # the sum of four is 0.4
 
 
 @pytest.mark.slow
-def test_its_clock_is_right():
+def test_tokens_per_second_agrees_with_an_outside_clock():
     """Within 2 % of a clock outside; two more tries, since the machine may be busy."""
     for _ in range(3):
         trainer = make(loss=pausing(0.25), validate_every=None).fit(1)
@@ -1030,7 +1020,7 @@ def test_its_clock_is_right():
 
 
 @pytest.mark.parametrize("validation", [None, []])
-def test_what_is_validated_must_be_given(validation):
+def test_trainer_refuses_missing_validation_data(validation):
     with pytest.raises(ValueError, match="got validate_every = 8 and none"):
         make(validation=validation)
     with pytest.raises(
@@ -1039,13 +1029,13 @@ def test_what_is_validated_must_be_given(validation):
         make(validation=validation, validate_every=None).validate()
 
 
-def test_saving_and_resuming_need_a_folder():
+def test_save_and_resume_refuse_a_missing_folder():
     for name in ("save", "resume"):
         with pytest.raises(ValueError, match=f"Trainer.{name}: folder must be a path, got None"):
             getattr(make(), name)()
 
 
-def test_one_of_several_processes_must_be_given_its_place(monkeypatch):
+def test_trainer_refuses_a_missing_worker_among_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="worker must be the Worker of process_group.., one of 2 "):
         make(worker=None)
@@ -1053,7 +1043,7 @@ def test_one_of_several_processes_must_be_given_its_place(monkeypatch):
     assert make(worker=None).worker.world_size == 1
 
 
-def test_no_warning_is_given_by_an_ordinary_training(tmp_path):
+def test_fit_gives_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(tmp_path).fit(3)

@@ -81,7 +81,7 @@ def test_shipped_weights_translate(name):
     assert translated and set(translated) != {" "}
 
 
-def test_a_text_is_translated_alike_alone_and_among_others(shipped):
+def test_translator_gives_equal_translations_alone_and_in_a_batch(shipped):
     together = shipped(GERMAN)
     assert together == [shipped([text])[0] for text in GERMAN]
     assert together == shipped(GERMAN, max_tokens=32)  # one or two a batch
@@ -89,12 +89,12 @@ def test_a_text_is_translated_alike_alone_and_among_others(shipped):
     assert len(set(together)) == len(GERMAN)
 
 
-def test_greedy_texts_are_translated_alike_alone_and_among_others(shipped):
+def test_greedy_translator_gives_equal_translations_alone_and_in_a_batch(shipped):
     together = shipped(tuple(GERMAN), beam=1)
     assert together == [shipped([text], beam=1)[0] for text in GERMAN]
 
 
-def test_nothing_is_translated_by_nothing(shipped):
+def test_translator_gives_nothing_for_nothing(shipped):
     assert shipped([]) == []
     assert shipped(["", " \n\t", GERMAN[2]]) == ["", "", shipped([GERMAN[2]])[0]]
 
@@ -111,7 +111,7 @@ def search(translator, text, **options):
     return [translator.tokenizer.decode(line) for line in lines]
 
 
-def test_a_beam_of_one_is_greedy(random_translator, shipped):
+def test_translator_with_a_beam_of_one_is_greedy(random_translator, shipped):
     text = "die Katze sieht den Hund nicht ."
     assert random_translator([text], beam=1) == search(random_translator, text)
     lines = [search(shipped, text)[0] for text in GERMAN]
@@ -119,7 +119,7 @@ def test_a_beam_of_one_is_greedy(random_translator, shipped):
 
 
 @pytest.mark.parametrize("alpha", (0.0, 1.0, 3.0))
-def test_the_search_is_that_of_the_decoding_chapter(shipped, alpha):
+def test_translator_searches_as_beam_search_does(shipped, alpha):
     options = {"beam": 3, "length_penalty": alpha}
     best = [search(shipped, text, patience=1.0, **options) for text in GERMAN]
     firsts = [lines[0] for lines in best]
@@ -131,7 +131,7 @@ def test_the_search_is_that_of_the_decoding_chapter(shipped, alpha):
 
 
 @pytest.mark.parametrize("text, most", [("wer ?", 18), ("der Hund " * 10, 40)])
-def test_a_translation_without_an_end_is_cut(random_translator, tokenizer, text, most):
+def test_translator_cuts_a_translation_without_an_end(random_translator, tokenizer, text, most):
     shift = torch.zeros(tokenizer.vocab_size).index_fill(0, torch.tensor([END, 0, 1]), -math.inf)
     random_translator.model.output.register_forward_hook(lambda _m, _i, logits: logits + shift)
     n_source = len(tokenizer.encode(text)) + 1
@@ -145,7 +145,7 @@ def test_a_translation_without_an_end_is_cut(random_translator, tokenizer, text,
     assert seen == [most, most]
 
 
-def test_dropout_is_off_and_the_mode_of_the_model_is_kept(tokenizer):
+def test_translator_uses_no_dropout_and_keeps_the_mode_of_the_model(tokenizer):
     model = tiny(tokenizer)
     before = {name: p.clone() for name, p in model.named_parameters()}
     quiet = Translator(copy.deepcopy(model).eval(), tokenizer)
@@ -158,7 +158,7 @@ def test_dropout_is_off_and_the_mode_of_the_model_is_kept(tokenizer):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_a_text_that_is_too_long_is_named(random_translator, tokenizer):
+def test_translator_names_a_text_that_is_too_long(random_translator, tokenizer):
     fits = "wer " * 40
     while len(tokenizer.encode(fits)) > 39:
         fits = fits[:-1]
@@ -171,7 +171,7 @@ def test_a_text_that_is_too_long_is_named(random_translator, tokenizer):
         random_translator(["der Hund schläft ."], max_tokens=3)
 
 
-def test_one_text_instead_of_many_is_refused(random_translator):
+def test_translator_refuses_one_text_instead_of_a_list(random_translator):
     with pytest.raises(ValueError, match="Translator: texts must be a list of strings, got 'wer"):
         random_translator("wer schläft ?")
     with pytest.raises(ValueError, match="beam must be an integer at least 1, got 0"):
@@ -180,19 +180,19 @@ def test_one_text_instead_of_many_is_refused(random_translator):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("bad", [None, float("nan"), b"wer", 7, ["wer"]], ids=repr)
-def test_a_missing_text_is_refused_with_its_number(random_translator, bad):
+def test_translator_refuses_a_missing_text_with_its_number(random_translator, bad):
     with pytest.raises(ValueError, match="Translator: text 2 must be a string, got "):
         random_translator(["wer ?", "wer ?", bad])
     with pytest.raises(ValueError, match="alignment: text 1 must be a string, got "):
         random_translator.alignment("wer ?", bad)
 
 
-def test_half_a_character_is_refused_with_the_number_of_its_text(random_translator):
+def test_translator_refuses_half_a_character_with_the_number_of_its_text(random_translator):
     with pytest.raises(ValueError, match="Translator: text 1 must hold whole characters"):
         random_translator(["wer ?", "\ud800"])
 
 
-def test_texts_may_be_any_iterable_of_strings(random_translator):
+def test_translator_takes_any_iterable_of_strings(random_translator):
     pd = pytest.importorskip("pandas")
     texts = ["der Hund schläft .", "  ", "wer ?"]
     expected = random_translator(texts, beam=1)
@@ -215,7 +215,7 @@ LOOK_ALIKE = {
 
 
 @pytest.mark.parametrize("form", LOOK_ALIKE)
-def test_texts_that_look_alike_are_read_alike(random_translator, form):
+def test_translator_reads_texts_alike_that_look_alike(random_translator, form):
     german, english = "der Hund schläft .", "the dög sleeps ."
     other = [LOOK_ALIKE[form](text) for text in (german, english)]
     assert other != [german, english]
@@ -226,17 +226,17 @@ def test_texts_that_look_alike_are_read_alike(random_translator, form):
 
 
 @pytest.mark.parametrize("text", ["\u00a0", "\u200b\ufeff", "\u3000\n"])
-def test_what_looks_empty_gives_the_empty_text(random_translator, text):
+def test_translator_gives_the_empty_text_for_what_looks_empty(random_translator, text):
     assert random_translator([text], beam=1) == [""]
 
 
-def test_model_and_tokenizer_must_fit(tokenizer):
+def test_translator_refuses_a_tokenizer_of_another_size(tokenizer):
     model = Transformer(TransformerConfig.tiny(281))
     with pytest.raises(ValueError, match=f"got sizes 281 and {tokenizer.vocab_size}"):
         Translator(model, tokenizer)
 
 
-def test_its_repr_shows_its_size(random_translator, tokenizer):
+def test_repr_of_a_translator_shows_its_size(random_translator, tokenizer):
     n = sum(p.numel() for p in random_translator.model.parameters())
     want = f"Translator({n:,} parameters, {tokenizer.vocab_size:,} tokens)"
     assert repr(random_translator) == want
@@ -258,7 +258,7 @@ def write(folder, model, tokenizer):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_was_written_is_read(tokenizer, tmp_path, tied):
+def test_load_reads_what_was_written(tokenizer, tmp_path, tied):
     model = tiny(tokenizer, tie_embeddings=tied)
     loaded = Translator.load(write(tmp_path / "a", model, tokenizer))
     assert loaded.model.config == model.config
@@ -271,7 +271,7 @@ def test_what_was_written_is_read(tokenizer, tmp_path, tied):
     assert Translator.load(str(tmp_path / "a"))([PAIRS[0][0]]) == loaded([PAIRS[0][0]])
 
 
-def test_a_name_means_the_shipped_weights_wherever_one_stands(tmp_path, monkeypatch):
+def test_load_by_name_means_the_shipped_weights_in_any_folder(tmp_path, monkeypatch):
     (tmp_path / "multi30k-de-en").mkdir()
     monkeypatch.chdir(tmp_path)
     assert Translator.load("multi30k-de-en").tokenizer.vocab_size == 4000
@@ -288,7 +288,7 @@ def refused(folder, *parts):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_each_of_the_three_files_must_be_there_and_whole(tokenizer, tmp_path, name):
+def test_load_refuses_a_missing_or_corrupted_file(tokenizer, tmp_path, name):
     folder = write(tmp_path / "a", tiny(tokenizer), tokenizer)
     whole = (folder / name).read_bytes()
     (folder / name).unlink()
@@ -298,14 +298,14 @@ def test_each_of_the_three_files_must_be_there_and_whole(tokenizer, tmp_path, na
         refused(folder, "is corrupted")
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
+def test_load_refuses_an_unknown_name_and_lists_the_known_ones():
     refused("multi30k-de-tlh", "multi30k-de-en")
 
 
 @pytest.mark.parametrize(
     "config", ["[]", '{"vocab_size": 300, "wings": 2}', "{}", '{"d_model": 0}']
 )
-def test_a_config_of_something_else_is_refused(tokenizer, tmp_path, config):
+def test_load_refuses_a_config_of_something_else(tokenizer, tmp_path, config):
     folder = write(tmp_path / "a", tiny(tokenizer), tokenizer)
     (folder / "config.json").write_text(config)
     refused(folder, "is corrupted")
@@ -321,7 +321,7 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_is_refused_and_not_executed(tokenizer, tmp_path):
+def test_load_refuses_a_pickle_and_does_not_execute_it(tokenizer, tmp_path):
     folder = write(tmp_path / "a", tiny(tokenizer), tokenizer)
     torch.save({"embedding.weight": Harmful(tmp_path / "harm")}, folder / "model.safetensors")
     refused(folder, "is corrupted")
@@ -337,7 +337,7 @@ def test_a_pickle_is_refused_and_not_executed(tokenizer, tmp_path):
         (lambda w: w.pop("embedding.weight"), "embedding.weight"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(tokenizer, tmp_path, change, part):
+def test_load_refuses_weights_that_do_not_fit(tokenizer, tmp_path, change, part):
     folder = write(tmp_path / "a", tiny(tokenizer), tokenizer)
     weights = load_file(folder / "model.safetensors")
     change(weights)
@@ -348,7 +348,7 @@ def test_weights_that_do_not_fit_are_refused(tokenizer, tmp_path, change, part):
 # Alignment
 
 
-def test_alignment_shows_a_share_of_attention_for_each_token(random_translator, tokenizer):
+def test_alignment_gives_each_token_weights_that_sum_to_one(random_translator, tokenizer):
     german, english = PAIRS[2]
     weights, target, source = random_translator.alignment(german, english)
     assert weights.shape == (len(target), len(source))
@@ -385,12 +385,12 @@ def test_alignment_without_a_source_or_target_leaves_the_ends(random_translator)
 
 
 @pytest.mark.parametrize("layer", [3, -4])
-def test_a_layer_that_is_not_there_is_refused(random_translator, layer):
+def test_alignment_refuses_a_missing_layer(random_translator, layer):
     with pytest.raises(ValueError, match=f"layer must lie in -3 to 2, got {layer}"):
         random_translator.alignment(*PAIRS[0], layer=layer)
 
 
-def test_the_shipped_model_aligns_a_verb_with_its_verb(shipped):
+def test_alignment_of_the_shipped_model_pairs_dog_with_its_german_word(shipped):
     weights, target, source = shipped.alignment("Ein Hund schläft.", "A dog is sleeping.", layer=1)
     best = source[weights[target.index(" dog")].argmax()]
     assert best == " Hund"
@@ -410,12 +410,12 @@ def lines(name, file):
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
 
-def test_weights_and_records_belong_together():
+def test_shipped_weights_and_records_have_the_same_names():
     assert "multi30k-de-en" in SHIPPED and SHIPPED == RECORDED
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_weights_are_small_and_those_that_were_scored(name):
+def test_shipped_weights_are_small_and_are_those_that_were_scored(name):
     file = WEIGHTS / name / "model.safetensors"
     assert file.stat().st_size <= 12e6
     found = recorded(name)
@@ -427,7 +427,7 @@ def test_shipped_weights_are_small_and_those_that_were_scored(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
-def test_the_shipped_weights_write_the_recorded_translations(corpus, name):
+def test_shipped_weights_give_the_recorded_translations(corpus, name):
     _, source, target = name.split("-")
     sources = [pair[0] for pair in multi30k(source, target, "test_2016_flickr")][:60]
     for file, beam in (("hypotheses", 5), ("hypotheses-greedy", 1)):
