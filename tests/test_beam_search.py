@@ -347,8 +347,8 @@ def test_hypotheses_are_frozen_and_compare_by_value():
             {"length_penalty": math.nan},
             "length_penalty must be a number at least 0, got nan",
         ),
-        ({"patience": 0.0}, "patience must be a number above 0, got 0.0"),
-        ({"patience": math.nan}, "patience must be a number above 0, got nan"),
+        ({"patience": 0.0}, "patience must be a number in (0, inf], got 0.0"),
+        ({"patience": math.nan}, "patience must be a number in (0, inf], got nan"),
     ],
 )
 def test_beam_search_refuses_options_out_of_range(options, message):

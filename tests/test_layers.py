@@ -665,7 +665,7 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
         (lambda: EncoderLayer(D, H, WIDE, attention_dropout=-1.0), "in [0, 1), got -1.0"),
         (
             lambda: EncoderLayer(D, 5, WIDE),
-            "n_heads must divide d_model, and n_kv_heads must divide n_heads, got d_model=12",
+            "d_model must be a multiple of n_heads = 5 above 0, got 12",
         ),
         (lambda: EncoderLayer(D, H, -2), "d_ff must be an integer at least 1, got -2"),
         (
@@ -675,7 +675,7 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
         (lambda: EncoderLayer(D, H, WIDE)(torch.zeros(T, D)), "got (5, 12)"),
         (
             lambda: EncoderLayer(D, H, WIDE)(torch.zeros(B, T, D), torch.zeros(T, T)),
-            "mask must be boolean",
+            "mask must be boolean on cpu, got torch.float32",
         ),
         (
             lambda: EncoderLayer(D, H, WIDE)(
@@ -693,18 +693,18 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
         ),
         (
             lambda: EncoderLayer.from_torch(TORCH_DECODER),
-            "EncoderLayer.from_torch: layer must be an nn.TransformerEncoderLayer, "
-            "got TransformerDecoderLayer",
+            "EncoderLayer.from_torch: layer must be one of "
+            f"{(nn.TransformerEncoderLayer,)}, got {nn.TransformerDecoderLayer}",
         ),
         (
             lambda: DecoderLayer.from_torch(TORCH_ENCODER),
-            "must be an nn.TransformerDecoderLayer, got TransformerEncoderLayer",
+            f"must be one of {(nn.TransformerDecoderLayer,)}, got {nn.TransformerEncoderLayer}",
         ),
         (
             lambda: EncoderLayer.from_torch(
                 nn.TransformerEncoderLayer(D, H, activation=nn.GELU("tanh"), batch_first=True)
             ),
-            "activation must compute one of ['relu', 'gelu', 'silu'], got GELU",
+            "activation must be one of ('relu', 'gelu', 'silu'), got GELU",
         ),
         (
             lambda: DecoderLayer.from_torch(

@@ -303,15 +303,15 @@ def test_translation_loss_at_initialization_is_near_its_expectation():
         ),
         (
             lambda: token_loss(torch.zeros(3, V), torch.tensor([1, V, 2])),
-            "token_loss: labels must lie between 0 and 10, got 1 to 11",
+            "token_loss: labels must lie in [0, 11), got 1 to 11",
         ),
         (
             lambda: token_loss(torch.zeros(2, V), torch.tensor([-1, 3])),
-            "between 0 and 10, got -1 to 3",
+            "in [0, 11), got -1 to 3",
         ),
         (
             lambda: token_loss(torch.zeros(2, V), torch.tensor([-100, 3]), padding=None),
-            "between 0 and 10, got -100 to 3",
+            "in [0, 11), got -100 to 3",
         ),
     ],
 )

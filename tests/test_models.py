@@ -442,17 +442,17 @@ def test_make_cache_defaults_to_max_len():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_heads": 5}, "d_model must be a multiple of n_heads = 5, got 24"),
-        ({"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads must be a divisor of n_heads = 4, got 3"),
-        ({"n_kv_heads": 0}, "n_kv_heads must be a divisor of n_heads = 2, got 0"),
+        ({"n_heads": 5}, "d_model must be a multiple of n_heads = 5 above 0, got 24"),
+        ({"n_heads": 4, "n_kv_heads": 3}, "n_heads must be a multiple of n_kv_heads = 3 above 0"),
+        ({"n_kv_heads": 0}, "n_kv_heads must be an integer at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be a number in .0, 1., got 1.0"),
         ({"attention_dropout": -0.1}, r"attention_dropout must be a number in .0, 1., got -0.1"),
         ({"positions": "sine"}, r"positions must be one of \('sinusoidal', .*'none'\), got 'sine'"),
         ({"norm": "middle"}, r"norm must be one of \('post', 'pre'\), got 'middle'"),
         ({"norm_type": "batch"}, r"norm_type must be one of \('layer', 'rms'\), got 'batch'"),
         ({"activation": "tanh"}, "activation must be one of .*'geglu'.*, got 'tanh'"),
-        ({"d_model": 25, "n_heads": 5}, "d_model must be even for sinusoidal positions, got 25"),
-        ({"d_model": 6, "positions": "rotary"}, "d_head must be even for rotary positions, got 3"),
+        ({"d_model": 25, "n_heads": 5}, "d_model must be a multiple of 2 above 0, got 25"),
+        ({"d_model": 6, "positions": "rotary"}, "d_head must be a multiple of 2 above 0, got 3"),
         ({"n_encoder_layers": 0}, "n_encoder_layers must be an integer at least 1, got 0"),
         ({"d_ff": 2.5}, "d_ff must be an integer at least 1, got 2.5"),
         ({"max_len": -1}, "max_len must be an integer at least 1, got -1"),
@@ -471,25 +471,25 @@ SHORT = torch.zeros(1, 2, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        (SHORT + V, SHORT, "Transformer: source must lie between 0 and 30, got 31 to 31"),
-        (SHORT, SHORT - 1, "Transformer: target must lie between 0 and 30, got -1 to -1"),
+        (SHORT + V, SHORT, r"Transformer: source must lie in \[0, 31\), got 31 to 31"),
+        (SHORT, SHORT - 1, r"Transformer: target must lie in \[0, 31\), got -1 to -1"),
         (
             SHORT.float(),
             SHORT,
-            r"source must be int32 or int64 of shape \(B, length\), got torch.float32 .*\(1, 2\)",
+            "source must be int32 or int64 on cpu, got torch.float32 on cpu",
         ),
         (
             SHORT,
             SHORT.bool(),
-            r"target must be int32 or int64 of shape \(B, length\), got torch.bool .*\(1, 2\)",
+            "target must be int32 or int64 on cpu, got torch.bool on cpu",
         ),
         (
             SHORT[0],
             SHORT,
-            r"source must be int32 or int64 of shape \(B, length\), got torch.int64 .*\(2,\)",
+            r"source must have shape \(B, S\), got \(2,\)",
         ),
-        (LONG, SHORT, "max_len - 1 = 10, got 0 to 11"),
-        (SHORT, LONG, "max_len - 1 = 10, got 0 to 11"),
+        (LONG, SHORT, r"positions must lie in \[0, 11\), got 0 to 11"),
+        (SHORT, LONG, r"positions must lie in \[0, 11\), got 0 to 11"),
         (SHORT, SHORT.repeat(3, 1), r"key must have shape \(B, S, D\) with B = 3, got \(1, 2"),
     ],
 )
@@ -511,15 +511,15 @@ def test_transformer_refuses_caches_that_do_not_fit():
     model, (source, target) = build(), draw()
     with torch.no_grad():
         memory = model.encode(source)
-        with pytest.raises(ValueError, match="one entry for each of 3 layers, got 2"):
+        with pytest.raises(ValueError, match=r"cache must have 3 entries \(layers\), got 2"):
             model.decode(target, memory, cache=model.make_cache()[:2])
-        with pytest.raises(ValueError, match="one entry for each of 3 layers, got 0"):
+        with pytest.raises(ValueError, match=r"cache must have 3 entries \(layers\), got 0"):
             model.decode(target, memory, cache=[])
         with pytest.raises(ValueError, match="max_len"):
             model.decode(target, memory, cache=model.make_cache(T - 1))
         cache = model.make_cache(50)
         model.decode(LONG[:, :11].repeat(B, 1), memory, cache=cache)
-        with pytest.raises(ValueError, match="max_len - 1 = 10, got 11 to 11"):
+        with pytest.raises(ValueError, match=r"positions must lie in \[0, 11\), got 11 to 11"):
             model.decode(LONG[:, :1].repeat(B, 1), memory, cache=cache)
         assert cache[0].self_attention.length == 11  # a refused call leaves the cache as it was
     with pytest.raises(ValueError, match="no_grad"):
@@ -529,15 +529,15 @@ def test_transformer_refuses_caches_that_do_not_fit():
 @pytest.mark.bad_input
 def test_transformer_refuses_masks_that_are_not_boolean_or_do_not_fit():
     model, (source, target) = build(), draw()
-    with pytest.raises(ValueError, match="source_mask must be boolean of shape"):
+    with pytest.raises(ValueError, match="source_mask must be boolean on cpu, got torch.float32"):
         model(source, target, source_mask=torch.ones(S))
     square, flat = draw(3, 3, 3), torch.ones(3, 3, dtype=torch.bool)
     for name in ("source_mask", "target_mask"):  # (B, S), or (T, S)? it cannot be told
         for mask in (flat, flat[:, None]):
-            with pytest.raises(ValueError, match=f"{name} must be boolean of shape .#B, #H, #T"):
+            with pytest.raises(ValueError, match=f"{name} must have shape .B, ., ., .., got .3, "):
                 model(*square, **{name: mask})
     memory = model.encode(square[0])
-    with pytest.raises(ValueError, match="memory_mask must be boolean of shape"):
+    with pytest.raises(ValueError, match="memory_mask must have shape"):
         model.decode(square[1], memory, flat)
     with pytest.raises(ValueError, match="mask must have shape"):
         model(source, target, source_mask=torch.ones(B, 1, 1, S + 1, dtype=torch.bool))
@@ -546,7 +546,7 @@ def test_transformer_refuses_masks_that_are_not_boolean_or_do_not_fit():
 @pytest.mark.bad_input
 def test_from_torch_refuses_models_without_a_counterpart():
     theirs, embedding = torch_model()
-    with pytest.raises(ValueError, match="embedding must have width d_model = 24, got 23"):
+    with pytest.raises(ValueError, match=r"embedding must have .* D = 24, got \(31, 23\)"):
         Transformer.from_torch(theirs, nn.Embedding(V, 23))
     with pytest.raises(ValueError, match="positions must be one of .*, got 'rotary'"):
         Transformer.from_torch(theirs, embedding, positions="rotary")
@@ -554,7 +554,7 @@ def test_from_torch_refuses_models_without_a_counterpart():
     with pytest.raises(ValueError, match="both stacks or neither end in a norm"):
         Transformer.from_torch(theirs, embedding)
     theirs.encoder = nn.Identity()
-    with pytest.raises(ValueError, match="layers must be torch's own, got .*Identity"):
+    with pytest.raises(ValueError, match="layer must be one of .*EncoderLayer.*, got .*Identity"):
         Transformer.from_torch(theirs, embedding)
     mixed, _ = torch_model()
     mixed.decoder.layers[1].norm_first = True
@@ -823,36 +823,31 @@ def test_decoder_only_drops_in_training_only():
 @pytest.mark.bad_input
 def test_decoder_only_refuses_bad_input():
     model, tokens = writer(), texts()
-    with pytest.raises(
-        ValueError,
-        match="DecoderOnly: tokens must be int32 or int64 of shape .B, length., got torch.float64",
-    ):
+    with pytest.raises(ValueError, match="DecoderOnly: tokens must be int32 .*torch.float64"):
         model(tokens.double())
-    with pytest.raises(
-        ValueError, match=f"DecoderOnly: tokens must lie between 0 and {V - 1}, got 0 to {V}"
-    ):
+    with pytest.raises(ValueError, match=rf"DecoderOnly: tokens must lie in \[0, {V}\), got 0 to"):
         model(torch.tensor([[0, V]]))
-    with pytest.raises(ValueError, match="positions must lie between 0 and max_len - 1 = 10"):
+    with pytest.raises(ValueError, match=r"positions must lie in \[0, 11\), got 0 to 11"):
         model(texts(length=12))
-    with pytest.raises(ValueError, match="positions must lie between 0 and 10, got 0 to 11"):
+    with pytest.raises(ValueError, match=r"positions must lie in \[0, 11\), got 0 to 11"):
         model(texts(length=13), real([5, 12, 2], 13))
-    with pytest.raises(ValueError, match="DecoderOnly.read: cache must have one entry .* 3 lay.*2"):
+    with pytest.raises(ValueError, match=r"DecoderOnly: cache must have 3 entries .*, got 2"):
         model(tokens, cache=model.make_cache()[:2])
     masks = {
-        "(3, 1, 1, 6) of torch.bool": real([6] * B, 6),
-        "(2, 1, 1, 7) of torch.bool": real([5, 6]),
-        "(3, 1, 1, 7) of torch.float64": real([5] * B).double(),
-        "(3, 7) of torch.bool": real([5] * B)[:, 0, 0],
+        "have shape (B, 1, 1, S) with S = 7, got (3, 1, 1, 6)": real([6] * B, 6),
+        "have shape (B, 1, 1, S) with B = 3, got (2, 1, 1, 7)": real([5, 6]),
+        "have shape (B, 1, 1, S) with 1 = 1, got (3, 1, 2, 7)": real([5] * B).repeat(1, 1, 2, 1),
+        "be boolean on cpu, got torch.float64 on cpu": real([5] * B).double(),
+        "have shape (B, 1, 1, S) with 1 = 1, got (3, 7)": real([5] * B)[:, 0, 0],
     }
-    for got, mask in masks.items():
+    for message, mask in masks.items():
         with pytest.raises(ValueError) as error:
             model(tokens, mask)
-        must = "DecoderOnly.read: mask must be (3, 1, 1, S = 7) bool, got "
-        assert str(error.value) == must + got
+        assert str(error.value) == f"DecoderOnly: mask must {message}"
     with torch.no_grad():
         cache = model.make_cache()
         model(tokens, cache=cache)
-        with pytest.raises(ValueError, match="S = 8. bool, got .3, 1, 1, 7."):
+        with pytest.raises(ValueError, match=r"with S = 8, got \(3, 1, 1, 7\)"):
             model(tokens[:, :1], real([5] * B), cache=cache)
 
 

@@ -392,9 +392,7 @@ def test_softmax_refuses_temperatures_that_are_not_positive_and_finite(temperatu
 @pytest.mark.parametrize("function", [softmax, masked_softmax])
 def test_softmax_refuses_scores_that_are_not_floating_point_and_missing_axes(function):
     name = function.__name__
-    with pytest.raises(
-        ValueError, match=f"^{name}: scores must be floating-point .*int64 of shape .3,.$"
-    ):
+    with pytest.raises(ValueError, match=f"^{name}: scores must be floating-point .*int64 on cpu$"):
         function(torch.arange(3))
     for dim in (2, -3, 7):
         with pytest.raises(
@@ -408,7 +406,7 @@ def test_softmax_refuses_scores_that_are_not_floating_point_and_missing_axes(fun
 @pytest.mark.bad_input
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
 def test_masked_softmax_refuses_masks_that_are_not_boolean(dtype):
-    with pytest.raises(ValueError, match=f"masked_softmax: mask must be boolean.* got {dtype}"):
+    with pytest.raises(ValueError, match=f"masked_softmax: mask must be boolean .*, got {dtype}"):
         masked_softmax(draw(T, S), torch.ones(T, S, dtype=dtype))
 
 
@@ -420,7 +418,7 @@ def test_masked_softmax_refuses_masks_that_do_not_fit_with_both_shapes(shape):
     with pytest.raises(ValueError) as error:
         masked_softmax(draw(B, T, S), torch.ones(shape, dtype=torch.bool))
     message = str(error.value)
-    assert message.startswith("masked_softmax: mask must broadcast to the scores' shape")
+    assert message.startswith("masked_softmax: mask must have shape (...) with ... = ")
     assert str((B, T, S)) in message and str(shape) in message
 
 
@@ -438,7 +436,7 @@ def test_online_softmax_refuses_inconsistent_or_missing_blocks():
 
 @pytest.mark.bad_input
 def test_online_softmax_refuses_blocks_that_are_not_floating_point_or_have_no_axis():
-    with pytest.raises(ValueError, match="online_softmax: scores must be floating-point"):
+    with pytest.raises(ValueError, match="online_softmax: block must be floating-point"):
         online_softmax([torch.arange(3)])
-    with pytest.raises(ValueError, match="online_softmax: dim must .* in .0, 0., got -1$"):
+    with pytest.raises(ValueError, match=r"block must have shape \(..., S\), got \(\)$"):
         online_softmax([torch.tensor(1.0)])

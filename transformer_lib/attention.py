@@ -18,14 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .scores import scaled_dot_score
-from transformer_lib.shapes import (
-    require_dtype,
-    require_integers,
-    require_mask,
-    require_range,
-    require_same_type,
-    require_shapes,
-)
+from .shapes import COUNT, MASK, RATE, SIZE, require, require_shapes
 from .softmax import masked_softmax
 
 # %% ../chapters/1_attention/4_attention.ipynb #6819ce84
@@ -46,7 +39,7 @@ def causal_mask(
         ValueError: if a length is negative.
     """
     n_keys = n_queries if n_keys is None else n_keys
-    require_integers("causal_mask", "[0, inf)", n_queries=n_queries, n_keys=n_keys)
+    require("causal_mask", n_queries=(n_queries, COUNT), n_keys=(n_keys, COUNT))
     query = torch.arange(n_keys - n_queries, n_keys, device=device)
     return torch.arange(n_keys, device=device) <= query[:, None]  # (T, S)
 
@@ -61,28 +54,18 @@ def padding_mask(lengths: Int[Tensor, "B"], n_keys: int | None = None) -> Bool[T
     Raises:
         ValueError: if lengths is not a vector of integers, or one is negative or exceeds n_keys.
     """
-    require_dtype("padding_mask", "int32 or int64", "B", lengths=lengths)
-    shortest, longest = (int(x) for x in lengths.aminmax()) if len(lengths) else (0, 0)
+    longest = int(lengths.max()) if lengths.numel() else 0
     n_keys = longest if n_keys is None else n_keys
-    if shortest < 0 or longest > n_keys:
-        raise ValueError(
-            f"padding_mask: lengths must lie between 0 and n_keys = {n_keys}, "
-            f"got {shortest} to {longest}"
-        )
+    require_shapes("padding_mask", lengths=(lengths.cpu(), "B", int, n_keys + 1))
     keys = torch.arange(n_keys, device=lengths.device)
     return (keys < lengths[:, None])[:, None, None, :]  # (B, 1, 1, S)
 
 # %% ../chapters/1_attention/4_attention.ipynb #6956f1c1
-def _require_inputs(
-    name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    bias: Tensor | None = None, dropout: float = 0.0, key_width: str = "K",
-) -> None:  # fmt: skip
-    require_dtype(name, "floating-point", query=query)
-    require_same_type(name, query, key=key, value=value)
-    axes = {"query": (query, "... T K"), "key": (key, f"... S {key_width}")}
-    require_shapes(name, **axes, value=(value, "... S Kv"))
-    require_range(name, "[0, 1)", dropout=dropout)
-    require_mask(name, query, key.shape[-2], mask, bias)
+def _require_inputs(name, query, key, value, mask, bias=None, dropout=0.0, width="K"):
+    given: dict[str, Any] = {"key": (key, f"... S {width}"), "value": (value, "... S Kv")}
+    given |= {"mask": (mask, MASK, bool), "bias": (bias, MASK, float)}
+    require_shapes(name, query=(query, "... T K", float), **given)
+    require(name, dropout=(dropout, RATE))
 
 # %% ../chapters/1_attention/4_attention.ipynb #2d888e85
 def _visible(mask: Tensor | None, causal: bool, query: Tensor, n_keys: int) -> Tensor | None:
@@ -142,13 +125,10 @@ def attend_with_weights(
     Raises:
         ValueError: if shapes, dtypes or devices do not fit, or the mask is not boolean.
     """
-    key_width = "K" if score is None else "Kk"
-    _require_inputs("attend_with_weights", query, key, value, mask, bias, dropout, key_width)
+    width = "K" if score is None else "Kk"
+    _require_inputs("attend_with_weights", query, key, value, mask, bias, dropout, width)
     if score is not None and scale is not None:
-        raise ValueError(
-            "attend_with_weights: scale belongs to the default score, "
-            f"got scale={scale} and a score"
-        )
+        raise ValueError(f"attend_with_weights: scale belongs to the default score, got {scale}")
     query, key, value = _as_autocast(query, key, value)
     if score is None:
         wide = torch.promote_types(query.dtype, torch.float32)  # float16 overflows above 65,504
@@ -346,7 +326,7 @@ def tiled_attend(
             below 1.
     """
     _require_inputs("tiled_attend", query, key, value, mask)
-    require_integers("tiled_attend", "[1, inf)", block=block)
+    require("tiled_attend", block=(block, SIZE))
     query, key, value = _as_autocast(query, key, value)
     if torch.compiler.is_compiling():  # which drops this function's gradient on PyTorch 2.11
         return attend_unchecked(query, key, value, mask, causal=causal)

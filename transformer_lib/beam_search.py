@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .generation import evaluation_copy, incremental_decoder, require_decodable
 from .models import DecoderOnly, Transformer
-from .shapes import require_integers, require_range
+from .shapes import SIZE, require
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #06a67ebd
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +100,9 @@ def beam_search(
         `beam`, those that max_len cut short.
     """
     require_decodable("beam_search", model, source, source_mask, max_len, begin, end)
-    require_integers("beam_search", "[1, inf)", beam=beam)
-    require_range("beam_search", "[0, inf)", length_penalty=length_penalty)
-    require_range("beam_search", "(0, inf]", patience=patience)
+    penalty = (length_penalty, "a number at least 0")
+    require("beam_search", beam=(beam, SIZE), length_penalty=penalty)
+    require("beam_search", patience=(patience, "a number in (0, inf]"))
     if length_penalty * math.log(max_len) >= 700:  # its power must be a float
         raise ValueError(
             f"beam_search: max_len**length_penalty must be at most 1e304, "

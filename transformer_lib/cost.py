@@ -10,7 +10,7 @@ __all__ = ['Cost', 'cost', 'decoder_only_cost']
 from dataclasses import dataclass
 
 from .models import TransformerConfig
-from .shapes import require_integers
+from .shapes import COUNT, require
 
 # %% ../chapters/2_transformer/3_cost.ipynb #fac4c864
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +98,8 @@ def cost(
     """
     S, T = source_len, target_len
     sizes = {"batch_size": batch_size, "source_len": S, "target_len": T}
-    require_integers("cost", "[0, inf)", **sizes, bytes_per_number=bytes_per_number)
+    sizes |= {"bytes_per_number": bytes_per_number}
+    require("cost", **{name: (size, COUNT) for name, size in sizes.items()})
     attention, feed_forward, norm, *_ = _parts(config)
     n_encoder, n_decoder = config.n_encoder_layers, config.n_decoder_layers
     parameters = (
@@ -125,7 +126,7 @@ def decoder_only_cost(
         bytes_per_number: as in `cost`.
     """
     sizes = {"batch_size": batch_size, "length": length, "bytes_per_number": bytes_per_number}
-    require_integers("decoder_only_cost", "[0, inf)", **sizes)
+    require("decoder_only_cost", **{name: (size, COUNT) for name, size in sizes.items()})
     attention, feed_forward, norm, *_ = _parts(config)
     n_layers, T = config.n_decoder_layers, length
     parameters = n_layers * (attention + feed_forward + 2 * norm) + _ends(config, n_stacks=1)

@@ -172,10 +172,7 @@ class _DecodingLayer(_Replacement, EncoderLayer):
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "..."] | None = None, *,
         causal: bool = False, cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
-        weights = self.attention.weights
-        hooks = weights._forward_hooks or weights._forward_pre_hooks
-        recorded = bool(hooks) or type(weights) is not nn.Identity
-        if cache is None or x.shape[1] != 1 or self.training or recorded:
+        if cache is None or x.shape[1] != 1 or self.training or self.attention.is_recorded:
             return super().forward(x, mask, causal=causal, cache=cache)
         first, second = self.attention_residual, self.feed_forward_residual
         if isinstance(first, PreNorm):

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .models import DecoderOnly, Transformer
-from .shapes import require_integers
+from .shapes import SIZE, require
 
 # %% ../chapters/4_generation/1_generation.ipynb #70b187be
 _Model = Transformer | DecoderOnly
@@ -51,11 +51,11 @@ def require_decodable(
                 f"{function}: source_mask must be {(B, 1, 1, S)} bool, as padding_mask returns it, "
                 f"got {shape} of {source_mask.dtype}"
             )
-    require_integers(function, "[1, inf)", max_len=max_len)
     last = model.config.vocab_size - 1
-    require_integers(function, f"[0, {last}]", begin=begin)
+    token = f"an integer in [0, {last}]"
+    require(function, max_len=(max_len, SIZE), begin=(begin, token))
     if end is not None:
-        require_integers(function, f"[0, {last}]", end=end)
+        require(function, end=(end, token))
     low, high = (int(token) for token in source.aminmax()) if source.numel() else (0, 0)
     if low < 0 or high > last:
         raise ValueError(f"{function}: source must lie between 0 and {last}, got {low} to {high}")

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .multihead import KVCache, MultiHeadAttention, PositionScheme
-from .shapes import require_choice, require_integers, require_range
+from .shapes import RATE, SIZE, require
 
 # %% ../chapters/2_transformer/1_layers.ipynb #80f43e2a
 _PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -43,9 +43,8 @@ class FeedForward(nn.Module):
         activation: str = "relu", dropout: float = 0.0, bias: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        require_choice("FeedForward", ACTIVATIONS, activation=activation)
-        require_integers("FeedForward", "[1, inf)", d_model=d_model, d_ff=d_ff)
-        require_range("FeedForward", "[0, 1)", dropout=dropout)
+        require("FeedForward", activation=(activation, ACTIVATIONS), dropout=(dropout, RATE))
+        require("FeedForward", d_model=(d_model, SIZE), d_ff=(d_ff, SIZE))
         self.activation, self.act = activation, ACTIVATIONS[activation]
         self.gate = nn.Linear(d_model, d_ff, bias=bias) if activation in _GATED else None
         self.up = nn.Linear(d_model, d_ff, bias=bias)
@@ -86,8 +85,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, d_model: int, *, eps: float = 1e-6) -> None:
         super().__init__()
-        require_integers("RMSNorm", "[1, inf)", d_model=d_model)
-        require_range("RMSNorm", "[0, inf)", eps=eps)
+        require("RMSNorm", d_model=(d_model, SIZE), eps=(eps, "a number at least 0"))
         self.weight, self.eps = nn.Parameter(torch.ones(d_model)), eps
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
@@ -103,7 +101,7 @@ class _Residual(nn.Module):
 
     def __init__(self, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        require_range(type(self).__name__, "[0, 1)", dropout=dropout)
+        require(type(self).__name__, dropout=(dropout, RATE))
         self.norm, self.dropout = norm, nn.Dropout(dropout)
 
 
@@ -145,8 +143,7 @@ def _residual(
     layer: nn.Module, d_model: int, norm: str, norm_type: str, dropout: float
 ) -> PostNorm | PreNorm:
     """Make the residual connection of one sublayer of layer."""
-    require_choice(type(layer).__name__, _RESIDUALS, norm=norm)
-    require_choice(type(layer).__name__, _NORMS, norm_type=norm_type)
+    require(type(layer).__name__, norm=(norm, _RESIDUALS), norm_type=(norm_type, _NORMS))
     return _RESIDUALS[norm](_NORMS[norm_type](d_model), dropout)
 
 # %% ../chapters/2_transformer/1_layers.ipynb #de8cb82d
@@ -261,10 +258,8 @@ def torch_options(layer: Any) -> dict[str, Any]:
     """Read the sizes and choices of a layer of torch as arguments of EncoderLayer."""
     probe = torch.linspace(-3, 3, 7)
     same = (name for name, f in _PLAIN.items() if torch.allclose(layer.activation(probe), f(probe)))
-    activation = next(same, None)
-    if activation is None:
-        must = f"activation must compute one of {[*_PLAIN]}"
-        raise ValueError(f"from_torch: {must}, got {layer.activation}")
+    activation = next(same, layer.activation)
+    require("from_torch", activation=(activation, _PLAIN))
     return {
         "d_model": layer.self_attn.embed_dim,
         "n_heads": layer.self_attn.num_heads,
@@ -279,9 +274,7 @@ def torch_options(layer: Any) -> dict[str, Any]:
 
 def _from_torch(ours: type, layer: Any, kind: Any, renamed: dict[str, str]) -> Any:
     """Build ours like a torch layer of that kind, and copy it part by part."""
-    if not isinstance(layer, kind):
-        must, got = f"layer must be an nn.{kind.__name__}", type(layer).__name__
-        raise ValueError(f"{ours.__name__}.from_torch: {must}, got {got}")
+    require(f"{ours.__name__}.from_torch", layer=(type(layer), (kind,)))
     names = {"linear1": "feed_forward.up", "linear2": "feed_forward.down"}
     names |= renamed | {"dropout": "feed_forward.dropout"}
     for i, sublayer in enumerate((*renamed.values(), "feed_forward"), 1):

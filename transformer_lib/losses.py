@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batches import Batch, Blocks
-from .shapes import require_indices, require_range, require_shapes
+from .shapes import RATE, require, require_shapes
 from .tokenizer import PAD
 
 # %% ../chapters/3_training/4_losses.ipynb #0cd2c7dc
@@ -79,12 +79,12 @@ def token_loss(
         label_smoothing: e, at least 0 and below 1; Vaswani et al. (2017), Section 5.4, take 0.1.
         padding: the label that counts nothing; None means that all count.
     """
-    require_range("token_loss", "[0, 1)", label_smoothing=label_smoothing)
-    require_shapes("token_loss", logits=(logits, "... V"), labels=(labels, "..."))
+    require("token_loss", label_smoothing=(label_smoothing, RATE))
+    require_shapes("token_loss", logits=(logits, "... V", float), labels=(labels, "...", int))
     vocab_size = logits.shape[-1]
     counted = torch.ones_like(labels, dtype=torch.bool) if padding is None else labels != padding
     known = labels.where(counted, 0)
-    require_indices("token_loss", vocab_size, labels=known)
+    require_shapes("token_loss", labels=(known, "...", int, vocab_size))
     logits = logits.reshape(-1, vocab_size)
     if torch.compiler.is_compiling():
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -8,8 +8,8 @@ __all__ = ['TransformerConfig', 'Transformer', 'DecoderOnly']
 
 # %% ../chapters/2_transformer/2_models.ipynb #0c9dacde
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,18 +24,10 @@ from transformer_lib.layers import (
     RMSNorm,
     torch_options,
 )
-from .multihead import KVCache
-from transformer_lib.shapes import (
-    require_choice,
-    require_dtype,
-    require_indices,
-    require_integers,
-    require_range,
-    require_types,
-)
+from .multihead import KVCache, require_heads
+from .shapes import RATE, SIZE, require, require_shapes
 
 # %% ../chapters/2_transformer/2_models.ipynb #28318170
-_MASK_AXES = "#B #H #T S"  # as padding_mask gives it; (B, S) would look like (T, S) where B = T
 _Mask = Bool[Tensor, "..."] | None
 _TABLES = {"sinusoidal": _positions.SinusoidalPositions, "learned": _positions.LearnedPositions}
 _SCHEMES = {
@@ -44,12 +36,8 @@ _SCHEMES = {
     "relative": lambda config, both: _positions.RelativeBias(config.n_heads, bidirectional=both),
 }
 _DEPTHS = ("n_encoder_layers", "n_decoder_layers")
-_CHOICES = {
-    "positions": (*_TABLES, *_SCHEMES, "none"),
-    "norm": ("post", "pre"),
-    "norm_type": ("layer", "rms"),
-    "activation": ("relu", "gelu", "silu", "swiglu", "geglu"),
-}
+_Positions = Literal["sinusoidal", "learned", "rotary", "alibi", "relative", "none"]
+_SIZES = ("vocab_size", "d_model", "n_heads", "d_ff", "max_len", *_DEPTHS)
 
 # %% ../chapters/2_transformer/2_models.ipynb #30584886
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,36 +65,24 @@ class TransformerConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     max_len: int = 1024
-    positions: str = "sinusoidal"
-    norm: str = "post"
-    norm_type: str = "layer"
-    activation: str = "relu"
+    positions: _Positions = "sinusoidal"
+    norm: Literal["post", "pre"] = "post"
+    norm_type: Literal["layer", "rms"] = "layer"
+    activation: Literal["relu", "gelu", "silu", "swiglu", "geglu"] = "relu"
     n_kv_heads: int | None = None
     bias: bool = True
     final_norm: bool | None = None
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        def require(name: str, holds: bool, must: str) -> None:
-            if not holds:
-                got = getattr(self, name)
-                raise ValueError(f"TransformerConfig: {name} must be {must}, got {got!r}")
-
         own = "TransformerConfig"
-        for name in ("vocab_size", "d_model", "n_heads", "d_ff", "max_len", *_DEPTHS):
-            require_integers(own, "[1, inf)", **{name: getattr(self, name)})
-        require_types(self)
-        rates = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
-        require_range(own, "[0, 1)", **rates)
-        for name, choices in _CHOICES.items():
-            require_choice(own, choices, **{name: getattr(self, name)})
-        whole = self.d_model % self.n_heads == 0
-        require("d_model", whole, f"a multiple of n_heads = {self.n_heads}")
-        shared = self.kv_heads >= 1 and self.n_heads % self.kv_heads == 0
-        require("n_kv_heads", shared, f"a divisor of n_heads = {self.n_heads}")
-        for name, positions in (("d_model", "sinusoidal"), ("d_head", "rotary")):
-            even = getattr(self, name) % 2 == 0 or self.positions != positions
-            require(name, even, f"even for {positions} positions")
+        require(own, **{name: (getattr(self, name), SIZE) for name in _SIZES})
+        for field in fields(self):
+            allowed = RATE if field.type is float else get_args(field.type) or (field.type,)
+            require(own, **{field.name: (getattr(self, field.name), allowed)})
+        require_heads(own, self.d_model, self.n_heads, self.kv_heads)
+        for name in {"sinusoidal": ["d_model"], "rotary": ["d_head"]}.get(self.positions, []):
+            require(own, **{name: (getattr(self, name), "a multiple of 2 above 0")})
 
     @property
     def d_head(self) -> int:
@@ -176,11 +152,8 @@ class _TokenModel(nn.Module):
             output.weight = self.embedding.weight
         return output
 
-    def _embed(
-        self, name: str, tokens: Tensor, first: int = 0, places: Tensor | None = None
-    ) -> Tensor:
+    def _embed(self, tokens: Tensor, first: int = 0, places: Tensor | None = None) -> Tensor:
         """Look up scale * E[token] (Section 3.4) and add its position (Section 3.5)."""
-        require_indices(type(self).__name__, self.config.vocab_size, "B length", **{name: tokens})
         x = self.embedding(tokens) * self.scale  # (B, length, D)
         if self.positions is not None:
             x = self.positions(x, first) if places is None else self.positions.at(x, places)
@@ -219,9 +192,9 @@ class Transformer(_TokenModel):
         self, source: Int[Tensor, "B S"], source_mask: _Mask = None
     ) -> Float[Tensor, "B S D"]:
         """Read the source into one vector per token."""
-        if source_mask is not None:
-            require_dtype("Transformer", "boolean", _MASK_AXES, source_mask=source_mask)
-        x = self._embed("source", source)
+        given = {"source": (source, "B S", int, self.config.vocab_size)}
+        require_shapes("Transformer", **given, source_mask=(source_mask, "#B H #S S", bool))
+        x = self._embed(source)
         for layer in self.encoder:
             x = layer(x, source_mask)
         return self.encoder_norm(x)
@@ -240,13 +213,13 @@ class Transformer(_TokenModel):
             target_mask: further limits on the decoder's self-attention.
             cache: from `make_cache`, extended in place; needs `torch.no_grad()`.
         """
-        n_layers = len(self.decoder)
-        if cache is not None and len(cache) != n_layers:
-            must = f"cache must have one entry for each of {n_layers} layers"
-            raise ValueError(f"Transformer.decode: {must}, got {len(cache)}")
-        masks = {"memory_mask": memory_mask, "target_mask": target_mask}
-        require_dtype("Transformer", "boolean", _MASK_AXES, **masks)
-        x = self._embed("target", target, cache[0].self_attention.length if cache else 0)
+        n = len(self.decoder)
+        if cache is not None and len(cache) != n:
+            raise ValueError(f"Transformer: cache must have {n} entries (layers), got {len(cache)}")
+        given: dict[str, Any] = {"target": (target, "B T", int, self.config.vocab_size)}
+        given |= {"memory_mask": (memory_mask, "#B H #T S", bool)}
+        require_shapes("Transformer", **given, target_mask=(target_mask, "#B G #T N", bool))
+        x = self._embed(target, cache[0].self_attention.length if cache else 0)
         for i, layer in enumerate(self.decoder):
             past = cache[i] if cache else None
             x = layer(x, memory, target_mask, memory_mask, cache=past)
@@ -273,28 +246,24 @@ class Transformer(_TokenModel):
             ValueError: if widths differ, or the layers are not torch's own and all alike.
         """
 
-        def require(holds: bool, must: str, got: Any) -> None:
-            if not holds:
-                raise ValueError(f"Transformer.from_torch: {must}, got {got}")
-
-        stacks = (model.encoder, model.decoder)
+        own, stacks = "Transformer.from_torch", (model.encoder, model.decoder)
         layers = [layer for stack in stacks for layer in getattr(stack, "layers", [stack])]
         kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-        names = [type(layer).__name__ for layer in layers]
-        require(all(type(layer) in kinds for layer in layers), "layers must be torch's own", names)
+        for layer in layers:
+            require(own, layer=(type(layer), kinds))
         told = [torch_options(layer) for layer in layers]
         told += [told[0] | {"final_norm": stack.norm is not None} for stack in stacks]
-        alike = all(other == told[0] for other in told[:-2]) and told[-2] == told[-1]
-        require(alike, "layers must be alike, and both stacks or neither end in a norm", told)
-        width, given = told[0]["d_model"], embedding.embedding_dim
-        require(given == width, f"embedding must have width d_model = {width}", given)
-        require_choice("Transformer.from_torch", (*_TABLES, "none"), positions=positions)
+        if any(other != told[0] for other in told[:-2]) or told[-2] != told[-1]:
+            raise ValueError(
+                f"{own}: layers must be alike, and both stacks or neither end in a norm, got {told}"
+            )
+        sizes: dict[str, Any] = {"D": told[0]["d_model"]}
+        require_shapes(own, sizes, embedding=(embedding.weight, "V D"))
+        require(own, positions=(positions, (*_TABLES, "none")))
         depths = {name: len(stack.layers) for name, stack in zip(_DEPTHS, stacks, strict=True)}
-        sizes: dict[str, Any] = depths | {
-            "vocab_size": embedding.num_embeddings,
-            "max_len": max_len,
-        }
-        ours = cls(TransformerConfig(**sizes, **told[-1], positions=positions)).to(embedding.weight)
+        sizes = depths | {"vocab_size": embedding.num_embeddings, "max_len": max_len}
+        config = TransformerConfig(**sizes | told[-1] | {"positions": positions})
+        ours = cls(config).to(embedding.weight)
         ours.embedding.load_state_dict(embedding.state_dict())
         ours.encoder = nn.ModuleList(map(EncoderLayer.from_torch, model.encoder.layers))
         ours.decoder = nn.ModuleList(map(DecoderLayer.from_torch, model.decoder.layers))
@@ -359,26 +328,23 @@ class DecoderOnly(_TokenModel):
                 relative positions need the real tokens of a row to be neighbors.
             cache: from `make_cache`, extended in place; needs `torch.no_grad()`.
         """
-        n_layers = len(self.decoder)
-        if cache is not None and len(cache) != n_layers:
-            must = f"cache must have one entry for each of {n_layers} layers"
-            raise ValueError(f"DecoderOnly.read: {must}, got {len(cache)}")
+        n = len(self.decoder)
+        if cache is not None and len(cache) != n:
+            raise ValueError(f"DecoderOnly: cache must have {n} entries (layers), got {len(cache)}")
         first, n_new = cache[0].length if cache else 0, tokens.shape[-1]
+        sizes = {"1": 1, "S": first + n_new}
+        given = {"tokens": (tokens, "B T", int, self.config.vocab_size)}
+        require_shapes("DecoderOnly", sizes, **given, mask=(mask, "#B 1 1 S", bool))
         places = None
         if mask is not None:
-            fits = mask.dim() == 4 and mask.shape[1:] == (1, 1, first + n_new)
-            if not fits or mask.dtype != torch.bool or mask.shape[0] not in (1, len(tokens)):
-                must = f"mask must be ({len(tokens)}, 1, 1, S = {first + n_new}) bool"
-                got = f"{tuple(mask.shape)} of {mask.dtype}"
-                raise ValueError(f"DecoderOnly.read: {must}, got {got}")
             readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
             if readable and self._splits(mask):  # an accelerator would have to be waited for
                 raise ValueError(
-                    f"DecoderOnly.read: mask must have no padding between real tokens with "
+                    f"DecoderOnly: mask must have no padding between real tokens with "
                     f"{self.config.positions} positions, got some"
                 )
             places = (mask[:, 0, 0].cumsum(dim=-1) - 1).clamp_min(0)[:, first:]
-        x = self._embed("tokens", tokens, first, places)
+        x = self._embed(tokens, first, places)
         causal = n_new > 1
         if causal and (mask is not None or first):  # one mask for all layers
             earlier = causal_mask(n_new, first + n_new, device=x.device)

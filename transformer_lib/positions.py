@@ -19,16 +19,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .multihead import PositionScheme
-from .shapes import require_indices, require_integers, require_range, require_shapes
+from .shapes import COUNT, SIZE, require, require_shapes
 
 # %% ../chapters/1_attention/7_positions.ipynb #baa1b0af
 def _rates(
     function: str, width_name: str, width: int, base: float, device: torch.device | None = None
 ) -> Float[Tensor, "half"]:
     """Say how many radians each of width/2 clocks turns per position: base**(-2i/width)."""
-    require_range(function, "(0, inf)", base=base)
-    if width % 2 or width < 2:
-        raise ValueError(f"{function}: {width_name} must be positive and even, got {width}")
+    sizes = {width_name: (width, "a multiple of 2 above 0")}
+    require(function, base=(base, "a number above 0"), **sizes)
     return base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
 
 # %% ../chapters/1_attention/7_positions.ipynb #4a48bb67
@@ -45,7 +44,7 @@ def sinusoidal_positions(
             is negative or base not positive.
     """
     rates = _rates("sinusoidal_positions", "d_model", d_model, base)  # (D/2,)
-    require_integers("sinusoidal_positions", "[0, inf)", n_positions=n_positions)
+    require("sinusoidal_positions", n_positions=(n_positions, COUNT))
     angle = torch.outer(torch.arange(n_positions, dtype=torch.float64), rates)  # radians
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # sin, cos, sin, ...
 
@@ -82,18 +81,15 @@ class _PositionTable(nn.Module):
         """Mark x as standing at positions first, first + 1, ...; past max_len is a ValueError."""
         name, (max_len, d_model) = type(self).__name__, self.table.shape
         if x.dim() < 2 or x.shape[-1] != d_model:
-            require_shapes(name, x=(x, f"... T D={d_model}"))
-        end = first + x.shape[-2]
-        if first < 0 or end > max_len:
-            raise ValueError(
-                f"{name}: positions must lie between 0 and max_len - 1 = {max_len - 1}, "
-                f"got {first} to {end - 1}"
-            )
-        return x + self.table[first:end].to(x.dtype)
+            require_shapes(name, {"D": d_model}, x=(x, "... T D"))
+        last = first + x.shape[-2] - 1
+        if first < 0 or last >= max_len:
+            raise ValueError(f"{name}: positions must lie in [0, {max_len}), got {first} to {last}")
+        return x + self.table[first : last + 1].to(x.dtype)
 
     def at(self, x: Float[Tensor, "B T D"], places: Int[Tensor, "#B T"]) -> Float[Tensor, "B T D"]:
         """Mark x as standing at places of its own, row by row."""
-        require_indices(type(self).__name__, len(self.table), positions=places)
+        require_shapes(type(self).__name__, positions=(places, "...", int, len(self.table)))
         return x + self.table[places].to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -129,7 +125,7 @@ class LearnedPositions(_PositionTable):
 
     def __init__(self, max_len: int, d_model: int) -> None:
         super().__init__()
-        require_integers("LearnedPositions", "[1, inf)", max_len=max_len, d_model=d_model)
+        require("LearnedPositions", max_len=(max_len, SIZE), d_model=(d_model, SIZE))
         self.table = nn.Parameter(torch.randn(max_len, d_model) * 0.02)
 
 # %% ../chapters/1_attention/7_positions.ipynb #d7044813
@@ -172,9 +168,9 @@ class RotaryPositions(PositionScheme):
 
     def rotate(self, x: Float[Tensor, "B H T K"], first: int = 0) -> Float[Tensor, "B H T K"]:
         """Turn x as standing at positions first, first + 1, ..."""
-        require_shapes("RotaryPositions", x=(x, f"... T K={self.d_head}"))
+        require_shapes("RotaryPositions", {"K": self.d_head}, x=(x, "... T K"))
         if first < 0:
-            raise ValueError(f"RotaryPositions: positions must not be negative, got first={first}")
+            raise ValueError(f"RotaryPositions: first must be at least 0, got {first}")
         end = n_positions = first + x.shape[-2]
         dtype = torch.promote_types(x.dtype, torch.float32)
         if torch.compiler.is_compiling() or type(x) is not Tensor:
@@ -194,10 +190,7 @@ class RotaryPositions(PositionScheme):
 # %% ../chapters/1_attention/7_positions.ipynb #e61dbc7b
 def _distances(name: str, n_queries: int, n_keys: int, device: torch.device) -> Int[Tensor, "n"]:
     """List key position minus query position, the last query standing where the last key does."""
-    if n_queries < 0 or n_keys < 0:
-        raise ValueError(
-            f"{name}.bias: n_queries and n_keys must not be negative, got {n_queries} and {n_keys}"
-        )
+    require(f"{name}.bias", n_queries=(n_queries, COUNT), n_keys=(n_keys, COUNT))
     return torch.arange(1 - max(n_keys, 1), max(n_queries, 1), device=device)  # (S + T - 1,)
 
 
@@ -222,7 +215,7 @@ class AlibiBias(_Formula, PositionScheme):
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
-        require_integers("AlibiBias", "[1, inf)", n_heads=n_heads)
+        require("AlibiBias", n_heads=(n_heads, SIZE))
         self._n_heads = n_heads
         self.register_buffer("slopes", self._values(), persistent=False)
 
@@ -260,17 +253,11 @@ class RelativeBias(PositionScheme):
         self, n_heads: int, n_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True
     ) -> None:
         super().__init__()
-        per_side = n_buckets // 2 if bidirectional else n_buckets
-        if n_heads < 1 or per_side < 2 or (bidirectional and n_buckets % 2):
-            raise ValueError(
-                "RelativeBias: n_heads must be at least 1 and n_buckets at least 2, or even and at "
-                f"least 4 if bidirectional, got {n_heads}, {n_buckets} and {bidirectional}"
-            )
-        if max_distance <= per_side // 2:
-            raise ValueError(
-                f"RelativeBias: max_distance must exceed the {per_side // 2} distances that have "
-                f"a bucket each, got {max_distance}"
-            )
+        sides = 2 if bidirectional else 1
+        buckets = f"a multiple of {sides} at least {2 * sides}"
+        require("RelativeBias", n_heads=(n_heads, SIZE), n_buckets=(n_buckets, buckets))
+        exact = n_buckets // sides // 2  # distances that have a bucket each
+        require("RelativeBias", max_distance=(max_distance, f"a number above {exact}"))
         self.max_distance, self.bidirectional = max_distance, bidirectional
         self.table = nn.Parameter(torch.randn(n_buckets, n_heads) * 0.02)
 
@@ -301,7 +288,7 @@ class _Scaling:
     factor: float
 
     def __post_init__(self) -> None:
-        require_range(type(self).__name__, "[1, inf)", factor=self.factor)
+        require(type(self).__name__, factor=(self.factor, "a number at least 1"))
 
 
 class LinearScaling(_Scaling):
@@ -341,11 +328,8 @@ class YarnScaling(_Scaling):
         return 1 + 0.1 * math.log(self.factor)
 
     def __call__(self, rates: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
-        if len(rates) < 2 or not self.trained_length >= 1:
-            raise ValueError(
-                "YarnScaling: there must be 2 pairs or more and a positive trained_length, "
-                f"got {len(rates)} and {self.trained_length}"
-            )
+        length, pairs = (self.trained_length, "a number at least 1"), "an integer at least 2"
+        require("YarnScaling", trained_length=length, n_pairs=(len(rates), pairs))
         turns = rates * self.trained_length / (2 * math.pi)
         step = (turns[0] / turns[-1]).log() / (len(rates) - 1)  # from pair to pair, in nats
         low = ((turns[0] / self.fast).log() / step).floor().clamp_min(0)

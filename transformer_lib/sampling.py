@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .generation import generate
 from .models import DecoderOnly, Transformer
-from .shapes import require_integers, require_range
+from .shapes import SIZE, require
 
 # %% ../chapters/4_generation/2_sampling.ipynb #249a93cb
-_NORMAL = f"[{torch.finfo(torch.float32).tiny}, {torch.finfo(torch.float32).max}]"
+_NORMAL = f"a number in [{torch.finfo(torch.float32).tiny}, {torch.finfo(torch.float32).max}]"
 
 
 def keep_top_k(logits: Float[Tensor, "*batch V"], k: int) -> Float[Tensor, "*batch V"]:
@@ -28,7 +28,7 @@ def keep_top_k(logits: Float[Tensor, "*batch V"], k: int) -> Float[Tensor, "*bat
 
     Tokens as probable as the k-th stay, too; k beyond V keeps all.
     """
-    require_integers("keep_top_k", "[1, inf)", k=k)
+    require("keep_top_k", k=(k, SIZE))
     least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < least, -math.inf)
 
@@ -38,7 +38,7 @@ def keep_top_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*b
 
     Holtzman et al. (2020), Section 3.1. Of tokens alike any may go; p = 1 keeps all.
     """
-    require_range("keep_top_p", "(0, 1]", p=p)
+    require("keep_top_p", p=(p, "a number in (0, 1]"))
     order = logits.sort(dim=-1, descending=True)
     exact = torch.promote_types(logits.dtype, torch.float32)  # long sums in float32
     p_sorted = order.values.softmax(dim=-1, dtype=exact)
@@ -50,7 +50,7 @@ def keep_top_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*b
 
 def keep_min_p(logits: Float[Tensor, "*batch V"], p: float) -> Float[Tensor, "*batch V"]:
     """Keep tokens at least p times as probable as the most probable: Nguyen et al. (2025)."""
-    require_range("keep_min_p", "[0, 1]", p=p)
+    require("keep_min_p", p=(p, "a number in [0, 1]"))
     floor = logits.amax(dim=-1, keepdim=True) + (math.log(p) if p else -math.inf)
     return logits.masked_fill(logits < floor, -math.inf)
 
@@ -63,7 +63,7 @@ def penalize_repetition(
     Keskar et al. (2019), Section 4.1, with the multiplication that later code added, as in the
     Hugging Face library, since dividing a negative logit would raise it.
     """
-    require_range("penalize_repetition", _NORMAL, penalty=penalty)
+    require("penalize_repetition", penalty=(penalty, _NORMAL))
     ends = torch.finfo(logits.dtype)
     lower = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(ends.min, ends.max)
     return torch.where(seen & logits.isfinite(), lower, logits)
@@ -88,14 +88,14 @@ class Sampler:
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        require_range("Sampler", _NORMAL, temperature=self.temperature)
-        require_range("Sampler", _NORMAL, repetition_penalty=self.repetition_penalty)
+        require("Sampler", temperature=(self.temperature, _NORMAL))
+        require("Sampler", repetition_penalty=(self.repetition_penalty, _NORMAL))
         if self.top_k is not None:
-            require_integers("Sampler", "[1, inf)", top_k=self.top_k)
+            require("Sampler", top_k=(self.top_k, SIZE))
         if self.top_p is not None:
-            require_range("Sampler", "(0, 1]", top_p=self.top_p)
+            require("Sampler", top_p=(self.top_p, "a number in (0, 1]"))
         if self.min_p is not None:
-            require_range("Sampler", "[0, 1]", min_p=self.min_p)
+            require("Sampler", min_p=(self.min_p, "a number in [0, 1]"))
 
     def probabilities(
         self, logits: Float[Tensor, "*batch V"], seen: Bool[Tensor, "*batch V"]

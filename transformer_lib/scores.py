@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .shapes import require_integers, require_shapes
+from .shapes import SIZE, require, require_shapes
 
 # %% ../chapters/1_attention/2_scores.ipynb #a3ee6c64
 def dot_score(
@@ -61,7 +61,7 @@ class BilinearScore(nn.Module):
 
     def __init__(self, d_query: int, d_key: int):
         super().__init__()
-        require_integers("BilinearScore", "[1, inf)", d_query=d_query, d_key=d_key)
+        require("BilinearScore", d_query=(d_query, SIZE), d_key=(d_key, SIZE))
         self.weight = nn.Parameter(torch.empty(d_query, d_key))
         nn.init.normal_(self.weight, std=1 / math.sqrt(d_query * d_key))
 
@@ -71,9 +71,8 @@ class BilinearScore(nn.Module):
     def forward(
         self, query: Float[Tensor, "*batch T Kq"], key: Float[Tensor, "*batch S Kk"]
     ) -> Float[Tensor, "*batch T S"]:
-        d_query, d_key = self.weight.shape
-        axes = f"... T Kq={d_query}", f"... S Kk={d_key}"
-        require_shapes("BilinearScore", query=(query, axes[0]), key=(key, axes[1]))
+        sizes = dict(zip(("Kq", "Kk"), self.weight.shape, strict=True))
+        require_shapes("BilinearScore", sizes, query=(query, "... T Kq"), key=(key, "... S Kk"))
         return query @ self.weight @ key.mT  # (*batch, T, S)
 
 # %% ../chapters/1_attention/2_scores.ipynb #b7d9d12d
@@ -86,8 +85,8 @@ class AdditiveScore(nn.Module):
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int):
         super().__init__()
-        widths = {"d_query": d_query, "d_key": d_key, "d_hidden": d_hidden}
-        require_integers("AdditiveScore", "[1, inf)", **widths)
+        widths = {"d_query": (d_query, SIZE), "d_key": (d_key, SIZE)}
+        require("AdditiveScore", **widths, d_hidden=(d_hidden, SIZE))
         self.from_query = nn.Linear(d_query, d_hidden, bias=False)  # W
         self.from_key = nn.Linear(d_key, d_hidden)  # U and c
         self.to_score = nn.Linear(d_hidden, 1, bias=False)  # w
@@ -95,8 +94,8 @@ class AdditiveScore(nn.Module):
     def forward(
         self, query: Float[Tensor, "*batch T Kq"], key: Float[Tensor, "*batch S Kk"]
     ) -> Float[Tensor, "*batch T S"]:
-        axes = f"... T Kq={self.from_query.in_features}", f"... S Kk={self.from_key.in_features}"
-        require_shapes("AdditiveScore", query=(query, axes[0]), key=(key, axes[1]))
+        sizes = {"Kq": self.from_query.in_features, "Kk": self.from_key.in_features}
+        require_shapes("AdditiveScore", sizes, query=(query, "... T Kq"), key=(key, "... S Kk"))
         asked = self.from_query(query)  # (*batch, T, A)
         offered = self.from_key(key)  # (*batch, S, A)
         pairs = asked.unsqueeze(-2) + offered.unsqueeze(-3)  # (*batch, T, S, A)

@@ -14,17 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transformer_lib.shapes import (
-    require_dtype,
-    require_integers,
-    require_range,
-    require_shapes,
-)
-
-# %% ../chapters/1_attention/3_softmax.ipynb #76989462
-def _check(name: str, scores: Tensor, dim: int) -> None:
-    require_dtype(name, "floating-point", scores=scores)
-    require_integers(name, f"[{-scores.dim()}, {scores.dim()})", dim=dim)
+from .shapes import require, require_shapes
 
 # %% ../chapters/1_attention/3_softmax.ipynb #742fa24f
 def softmax(
@@ -42,8 +32,9 @@ def softmax(
         ValueError: if temperature is out of range, scores are not floating-point, or dim is not
             one of their axes.
     """
-    _check("softmax", scores, dim)
-    require_range("softmax", "(0, inf)", temperature=temperature)
+    axis = f"an integer in [{-scores.dim()}, {scores.dim()})"
+    require_shapes("softmax", scores=(scores, "...", float))
+    require("softmax", dim=(dim, axis), temperature=(temperature, "a number above 0"))
     if temperature == 1 or scores.numel() == 0:
         return scores.softmax(dim)
     below_best = scores - scores.detach().amax(dim, keepdim=True)  # at most 0, divided or not
@@ -88,15 +79,8 @@ def masked_softmax(
     Raises:
         ValueError: if the mask is not boolean or does not fit, or as `softmax` does.
     """
-    _check("masked_softmax", scores, dim)
-    if mask is not None:
-        require_dtype("masked_softmax", "boolean", mask=mask)
-        m, n = mask.shape, scores.shape
-        if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):
-            raise ValueError(
-                f"masked_softmax: mask must broadcast to the scores' shape {tuple(scores.shape)}, "
-                f"got {tuple(mask.shape)}"
-            )
+    require("masked_softmax", dim=(dim, f"an integer in [{-scores.dim()}, {scores.dim()})"))
+    require_shapes("masked_softmax", scores=(scores, "...", float), mask=(mask, "#...", bool))
     if scores.numel() == 0:
         return scores.softmax(dim)
     return _MaskedSoftmax.apply(scores, mask, dim)
@@ -122,12 +106,11 @@ def online_softmax(
     """
     maximum: Tensor | None = None
     for block in blocks:
-        _check("online_softmax", block, -1)
         scores = block.to(torch.promote_types(block.dtype, torch.float32))
         if maximum is None:
             maximum = scores.new_full((*scores.shape[:-1], 1), -math.inf)
             total = torch.zeros_like(maximum)
-        require_shapes("online_softmax", maximum=(maximum, "... one"), block=(scores, "... S"))
+        require_shapes("online_softmax", maximum=(maximum, "... 1"), block=(block, "... S", float))
         if scores.shape[-1] == 0:
             continue
         higher = torch.maximum(maximum, scores.detach().amax(-1, keepdim=True))

@@ -19,7 +19,7 @@ from transformer_lib.generation import (
 )
 from .models import DecoderOnly, Transformer
 from .sampling import Sampler
-from .shapes import require_integers
+from .shapes import SIZE, require
 
 # %% ../chapters/4_generation/3_speculative.ipynb #eef4e340
 class _RowDecoder:
@@ -101,7 +101,7 @@ def speculative_sample(
         raise ValueError(f"speculative_sample: model and draft must be of one kind, got {kinds}")
     for one in (model, draft):
         require_decodable(function, one, source, source_mask, max_len, begin, end)
-    require_integers(function, "[1, inf)", n_draft_tokens=n_draft_tokens)
+    require(function, n_draft_tokens=(n_draft_tokens, SIZE))
     sampler = Sampler() if sampler is None else sampler
     generator, rows, n_proposed, n_accepted = sampler.generator, [], 0, 0
     model, draft = evaluation_copy(model), evaluation_copy(draft)

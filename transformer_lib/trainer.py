@@ -68,21 +68,17 @@ from transformer_lib.runs import (
     made_ahead,
     require_space,
 )
-from .shapes import require_choice, require_integers, require_range
+from .shapes import COUNT, RATE, SIZE, require
 
 # %% ../chapters/3_training/8_trainer.ipynb #b1413cb6
-_LIMITS: tuple[tuple[Callable[..., None], str, tuple[str, ...]], ...] = (
-    (
-        require_integers,
-        "[1, inf)",
-        ("n_steps", "accumulate", "save_every", "validate_every", "patience"),
-    ),
-    (require_integers, "[0, inf)", ("warmup", "seed")),
-    (require_range, "(0, inf)", ("learning_rate", "max_grad_norm", "epsilon")),
-    (require_range, "[0, inf)", ("weight_decay",)),
-    (require_range, "[0, 1)", ("label_smoothing", "ema_decay")),
-    (require_range, "[0, 1]", ("min_lr_ratio",)),
-)
+_LIMITS = {
+    SIZE: ("n_steps", "accumulate", "save_every", "validate_every", "patience"),
+    COUNT: ("warmup", "seed"),
+    "a number above 0": ("learning_rate", "max_grad_norm", "epsilon"),
+    "a number at least 0": ("weight_decay",),
+    RATE: ("label_smoothing", "ema_decay"),
+    "a number in [0, 1]": ("min_lr_ratio",),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,16 +124,16 @@ class TrainingConfig:
         for name in ("max_grad_norm", "ema_decay", "validate_every", "patience"):
             if given[name] is None:
                 del given[name]
-        for check, interval, names in _LIMITS:
-            check(own, interval, **{name: given[name] for name in names if name in given})
+        for rule, names in _LIMITS.items():
+            require(own, **{name: (given[name], rule) for name in names if name in given})
         for name in ("compile", "recompute"):
             if type(given[name]) is not bool:
                 raise ValueError(f"{own}: {name} must be True or False, got {given[name]!r}")
         betas = self.betas
         if len(betas) != 2 or not all(type(x) in (int, float) and 0 <= x < 1 for x in betas):
             raise ValueError(f"{own}: betas must be two numbers in [0, 1), got {betas!r}")
-        require_choice(own, tuple(SCHEDULES), schedule=self.schedule)
-        require_choice(own, ("auto", *PRECISIONS), precision=self.precision)
+        require(own, schedule=(self.schedule, tuple(SCHEDULES)))
+        require(own, precision=(self.precision, ("auto", *PRECISIONS)))
         if self.warmup > self.n_steps:
             raise ValueError(
                 f"{own}: warmup must be at most n_steps = {self.n_steps}, got {self.warmup}"

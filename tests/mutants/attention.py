@@ -215,8 +215,8 @@ MUTANTS = [
     ),
     (
         "mixed dtypes accepted",
-        "require_same_type(name, query, key=key, value=value)",
-        "require_same_type(name, query, key=key)",
+        '"value": (value, "... S Kv")}',
+        '"value": (value, "... S Kv", float)}',
     ),
     (
         "tiles of width 0 divide by zero",
@@ -247,12 +247,12 @@ MUTANTS = [
     ),
     (
         "value width tied to the key width",
-        'value=(value, "... S Kv")',
-        'value=(value, "... S K")',
+        '"value": (value, "... S Kv")',
+        '"value": (value, "... S K")',
     ),
     (
         "a bias is not checked",
-        "require_mask(name, query, key.shape[-2], mask, bias)",
-        "require_mask(name, query, key.shape[-2], mask)",
+        '"bias": (bias, MASK, float)',
+        '"bias": (None, MASK, float)',
     ),
 ]

@@ -251,13 +251,13 @@ MUTANTS = [
     ),
     (
         "any activation taken for the first",
-        "activation = next(same, None)",
+        "activation = next(same, layer.activation)",
         'activation = next(same, "relu")',
     ),
     (
         "any layer accepted",
-        "if not isinstance(layer, kind):",
-        "if False:",
+        "layer=(type(layer), (kind,))",
+        "layer=(type(layer), (type(layer),))",
     ),
     (
         "a selection forgets the memory",

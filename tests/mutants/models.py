@@ -76,10 +76,14 @@ MUTANTS = [
     ),
     (
         "tokens may equal vocab_size",
-        'self.config.vocab_size, "B length"',
-        'self.config.vocab_size + 1, "B length"',
+        'given = {"source": (source, "B S", int, self.config.vocab_size)}',
+        'given = {"source": (source, "B S", int, self.config.vocab_size + 1)}',
     ),
-    ("negative tokens are let through", "**{name: tokens}", "**{name: tokens.clamp_min(0)}"),
+    (
+        "negative tokens are let through",
+        'given: dict[str, Any] = {"target": (target, "B T", int',
+        'given: dict[str, Any] = {"target": (target.clamp_min(0), "B T", int',
+    ),
     ("from_torch keeps its own epsilon", "mine.eps = stack.norm.eps", "pass"),
     (
         "from_torch leaves the final norms as they were born",
@@ -100,8 +104,8 @@ MUTANTS = [
     ),
     (
         "dropout 1.0 is accepted",
-        'require_range(own, "[0, 1)", **rates)',
-        'require_range(own, "[0, 1]", **rates)',
+        "allowed = RATE if field.type is float else",
+        'allowed = "a number in [0, 1]" if field.type is float else',
     ),
     # without an encoder
     (
@@ -148,12 +152,16 @@ MUTANTS = [
         "return self.decoder_norm(self._through(x, mask, causal, cache))",
         "return self._through(x, mask, causal, cache)",
     ),
-    ("a mask of any length", "mask.shape[1:] == (1, 1, first + n_new)", "True"),
-    ("a mask of any type", "or mask.dtype != torch.bool or", "or"),
-    ("a mask for other rows", "mask.shape[0] not in (1, len(tokens))", "False"),
+    ("a mask of any length", 'sizes = {"1": 1, "S": first + n_new}', 'sizes = {"1": 1}'),
+    (
+        "a mask of any type",
+        'mask=(mask, "#B 1 1 S", bool)',
+        'mask=(mask if mask is None else mask.bool(), "#B 1 1 S", bool)',
+    ),
+    ("a mask for other rows", 'mask=(mask, "#B 1 1 S", bool)', 'mask=(mask, "C 1 1 S", bool)'),
     (
         "a decoder-only model's cache may lack a layer",
-        'raise ValueError(f"DecoderOnly.read: {must}, got {len(cache)}")',
+        'raise ValueError(f"DecoderOnly: cache must have {n} entries (layers), got {len(cache)}")',
         "pass",
     ),
     (
@@ -178,11 +186,15 @@ MUTANTS = [
         "min(1.0, 4 / math.sqrt(config.d_model))",
         "1.0",
     ),
-    ("options of any type", "        require_types(self)\n", ""),
+    (
+        "options of any type",
+        "            require(own, **{field.name: (getattr(self, field.name), allowed)})\n",
+        "            pass\n",
+    ),
     (
         "a mask of two dimensions",
-        'require_dtype("Transformer", "boolean", _MASK_AXES, source_mask=source_mask)',
-        'require_dtype("Transformer", "boolean", "...", source_mask=source_mask)',
+        '"#B H #S S", bool',
+        '"#B H #S S" if source_mask is None or source_mask.dim() == 4 else "...", bool',
     ),
     ("padding may part the tokens of a prompt", "if readable and self._splits(mask):", "if False:"),
 ]

@@ -93,28 +93,28 @@ MUTANTS = [
     ),
     (
         "cross cache of another length accepted",
-        ' S={cache.length} D"',
-        ' S D"',
+        'sizes = {"B": len(k), "S": cache.length}',
+        'sizes = {"B": len(k)}',
     ),
     (
         "cache forgets what came before",
-        "return self._buffer[0, :, :, : self.length],",
-        "return self._buffer[0, :, :, max(self.length - 1, 0) : self.length],",
+        "keys, values = self._buffer.narrow(3, 0, self.length)",
+        "keys, values = self._buffer.narrow(3, max(self.length - 1, 0), 1)",
     ),
     (
         "cache overwrites from the start",
-        "self._buffer[0, :, :, self.length : end] = key",
-        "self._buffer[0, :, :, : key.shape[2]] = key",
+        "self._buffer.narrow(3, self.length, n_new)",
+        "self._buffer.narrow(3, 0, n_new)",
     ),
     (
         "cache returns its empty room too",
-        "self._buffer[1, :, :, : self.length]",
-        "self._buffer[1]",
+        "keys, values = self._buffer.narrow(3, 0, self.length)",
+        "keys, values = self._buffer",
     ),
     (
         "cache keeps keys as values",
-        "self._buffer[1, :, :, self.length : end] = value",
-        "self._buffer[1, :, :, self.length : end] = key",
+        "values.copy_(value)",
+        "values.copy_(key)",
     ),
     (
         "cache allocates twice its capacity",
@@ -133,8 +133,8 @@ MUTANTS = [
     ),
     (
         "cache takes another dtype",
-        "same = key.dtype == value.dtype == self._buffer.dtype and",
-        "same =",
+        '"key": (key, "B G T K"), "value": (value, "B G T K")',
+        '"key": (key, "B G T K", float), "value": (value, "B G T K", float)',
     ),
     (
         "value ignored when a key is given",
@@ -215,13 +215,13 @@ MUTANTS = [
     ),
     (
         "add_zero_attn accepted",
-        " or module.add_zero_attn:",
-        ":",
+        "        require(own, add_zero_attn=(module.add_zero_attn, (False,)))\n",
+        "",
     ),
     (
         "shared heads accepted by to_torch",
-        "if self.n_kv_heads != self.n_heads or",
-        "if",
+        "n_kv_heads=(self.n_kv_heads, heads)",
+        "n_kv_heads=(self.n_heads, heads)",
     ),
     (
         "recording keeps its hooks",
@@ -250,13 +250,13 @@ MUTANTS = [
     ),
     (
         "indivisible width accepted",
-        "if d_model % n_heads or n_heads % n_kv_heads:",
-        "if n_heads % n_kv_heads:",
+        'f"a multiple of n_heads = {n_heads} above 0"',
+        '"an integer above 0"',
     ),
     (
         "indivisible groups accepted",
-        "or n_heads % n_kv_heads:",
-        "or False:",
+        'f"a multiple of n_kv_heads = {n_kv_heads} above 0"',
+        '"an integer above 0"',
     ),
     (
         "self-attention takes a value",
@@ -270,23 +270,23 @@ MUTANTS = [
     ),
     (
         "a selection takes keys for values",
-        "in zip(old[:, :, :, :n], self._buffer[:, :, :, :n], strict=True):",
-        "in zip(old[[0, 0], :, :, :n], self._buffer[:, :, :, :n], strict=True):",
+        "for part, kept in zip(old, self.stored(), strict=True):",
+        "for part, kept in zip((old[0], old[0]), self.stored(), strict=True):",
     ),
     (
         "a selection leaves the last position behind",
-        "old, n = self._buffer, self.length\n",
-        "old, n = self._buffer, self.length - 1\n",
+        "torch.index_select(part, 0, rows, out=kept)",
+        "torch.index_select(part[:, :, :-1], 0, rows, out=kept[:, :, :-1])",
     ),
     (
         "a selection overwrites what was handed out",
-        "self._buffer = old.new_empty(2, len(rows), *old.shape[2:])",
-        "self._buffer = old if len(rows) == batch else old.new_empty(2, len(rows), *old.shape[2:])",
+        "buffer.new_empty(2, len(rows), *buffer.shape[2:])",
+        "buffer[:, : len(rows)]",
     ),
     (
         "a selection takes any row",
-        'require_indices("KVCache.select", old.shape[1], "N", rows=rows)',
-        'require_indices("KVCache.select", old.shape[1] + 1, "N", rows=rows)',
+        'rows=(rows, "N", int, len(old[0]))',
+        'rows=(rows, "N", int, len(old[0]) + 1)',
     ),
     (
         "a cut cuts nothing",
@@ -295,13 +295,13 @@ MUTANTS = [
     ),
     (
         "a crop may lengthen",
-        'f"[0, {self.length}]"',
-        '"[0, inf)"',
+        'f"an integer in [0, {self.length}]"',
+        '"an integer at least 0"',
     ),
     (
         "a crop counts from the end",
-        'f"[0, {self.length}]"',
-        'f"[-9, {self.length}]"',
+        'f"an integer in [0, {self.length}]"',
+        'f"an integer in [-9, {self.length}]"',
     ),
     (
         "a whole projection is cut by halves",
@@ -310,7 +310,7 @@ MUTANTS = [
     ),
     (
         "a cache on another device accepted",
-        " and key.device == self._buffer.device",
-        "",
+        'stored=(self._buffer, "2 B',
+        'stored=(self._buffer.to(key.device), "2 B',
     ),
 ]

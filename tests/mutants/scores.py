@@ -103,18 +103,18 @@ MUTANTS = [
     ),
     (
         "only the key's width checked",
-        'axes = f"... T Kq={d_query}", f"... S Kk={d_key}"',
-        'axes = "... T Kq", f"... S Kk={d_key}"',
+        'sizes = dict(zip(("Kq", "Kk"), self.weight.shape, strict=True))',
+        'sizes = {"Kk": self.weight.shape[1]}',
     ),
     (
         "message names the wrong number",
-        'axes = f"... T Kq={d_query}", f"... S Kk={d_key}"',
-        'axes = f"... T Kq={d_key}", f"... S Kk={d_query}"',
+        '("Kq", "Kk"), self.weight.shape',
+        '("Kk", "Kq"), self.weight.shape',
     ),
     (
         "hidden width 0 accepted",
-        'require_integers("AdditiveScore", "[1, inf)", **widths)',
-        'require_integers("AdditiveScore", "[0, inf)", **widths)',
+        'require("AdditiveScore", **widths, d_hidden=(d_hidden, SIZE))',
+        'require("AdditiveScore", **widths)',
     ),
     (
         "bilinear matrix transposed where the widths are equal",

@@ -33,13 +33,13 @@ MUTANTS = [
     ),
     (
         "temperature 0 accepted",
-        'require_range("softmax", "(0, inf)", temperature',
-        'require_range("softmax", "[0, inf)", temperature',
+        'temperature=(temperature, "a number above 0")',
+        'temperature=(temperature, "a number at least 0")',
     ),
     (
         "NaN temperature accepted",
-        '    require_range("softmax", "(0, inf)", temperature=temperature)\n',
-        '    require_range("softmax", "(0, inf)", temperature=max(1e-9, temperature))\n',
+        'temperature=(temperature, "a number above 0")',
+        'temperature=(max(1e-9, temperature), "a number above 0")',
     ),
     (
         "mask inverted",
@@ -111,16 +111,20 @@ MUTANTS = [
         "generate_vmap_rule = True",
         "generate_vmap_rule = False",
     ),
-    ("float masks accepted", 'require_dtype("masked_softmax", "boolean", mask=mask)', "pass"),
+    (
+        "float masks accepted",
+        '"#...", bool',
+        '"#...", float if mask is not None and mask.is_floating_point() else bool',
+    ),
     (
         "masks that enlarge the scores accepted",
-        "if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):",
-        "if any(m[-i] not in (1, n[-i]) for i in range(1, 1 + min(len(m), len(n)))):",
+        'mask=(mask, "#...", bool)',
+        'mask=(mask, "..." if mask is not None and mask.dim() > scores.dim() else "#...", bool)',
     ),
     (
         "misfitting masks left to torch",
-        "if len(m) > len(n) or any(m[-i] not in (1, n[-i]) for i in range(1, 1 + len(m))):",
-        "if len(m) > len(n):",
+        ', mask=(mask, "#...", bool))\n',
+        ")\n",
     ),
     (
         "no keys break the masked softmax",
@@ -129,8 +133,8 @@ MUTANTS = [
     ),
     (
         "dim off by one",
-        'f"[{-scores.dim()}, {scores.dim()})"',
-        'f"[{-scores.dim()}, {scores.dim()}]"',
+        'axis = f"an integer in [{-scores.dim()}, {scores.dim()})"',
+        'axis = f"an integer in [{-scores.dim()}, {scores.dim()}]"',
     ),
     (
         "old total not rescaled",
@@ -174,8 +178,8 @@ MUTANTS = [
     ),
     (
         "blocks of other shapes broadcast in silence",
-        'maximum=(maximum, "... one"), block=(scores, "... S")',
-        'maximum=(maximum, "... one")',
+        'maximum=(maximum, "... 1"), block',
+        'maximum=(None, "... 1"), block',
     ),
     (
         "no blocks give None",
