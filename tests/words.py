@@ -2,9 +2,10 @@
 
     .venv/bin/python tests/words.py     lists each occurrence; `make lint` runs it
 
-A file in TO_CLEAN may still contain some. A file that contains none must leave the list.
+Chapters that tests/chapters_to_rewrite.txt names are left out.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 WORDS = {  # pattern: what to write
-    r"a training\b(?! (run|set|step|loop|example|corpus|state|batch|loss|command))": "a run",
+    r"a training\b(?! (run|set|step|loop|example|sequence|corpus|state|batch|loss|command))":
+        "a run",
     r"trainings": "training runs",
     r"an attention\b(?! (function|layer|module|weight|head|mask|pattern|block|score|kernel|map))":
         "an attention function",
@@ -42,13 +44,19 @@ FOUND = (  # texts of which each contains one, and texts that contain none, for 
 )  # fmt: skip
 PASSED = ("a training run", "an attention layer", "indoors", "a normalized color")
 
-TO_CLEAN = set((ROOT / "tests" / "words_to_clean.txt").read_text().split())
+TO_REWRITE = set((ROOT / "tests" / "chapters_to_rewrite.txt").read_text().split())
 
 
-def files():
-    """The library, the tests and the pages in Markdown, without this file."""
+def texts():
+    """(where, text) of the library, the tests, the pages and the cells of the chapters."""
     for pattern in ("transformer_lib/*.py", "tests/**/*.py", "*.md", "chapters/**/*.md"):
-        yield from (p for p in sorted(ROOT.glob(pattern)) if p != Path(__file__).resolve())
+        for path in sorted(ROOT.glob(pattern)):
+            if path != Path(__file__).resolve():
+                yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+    for path in sorted(ROOT.glob("chapters/*/*.ipynb")):
+        if path.relative_to(ROOT / "chapters").with_suffix("").as_posix() not in TO_REWRITE:
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+                yield f"{path.relative_to(ROOT).as_posix()}:{cell['id']}", "".join(cell["source"])
 
 
 def find(text):
@@ -59,16 +67,9 @@ def find(text):
 
 
 def complaints():
-    for path in files():
-        name = path.relative_to(ROOT).as_posix()
-        found = list(find(path.read_text(encoding="utf-8")))
-        if name in TO_CLEAN and not found:
-            yield f"{name} is clean: remove it from tests/words_to_clean.txt"
-        elif name not in TO_CLEAN:
-            yield from (f"{name}:{n}: {word!r}: write {instead}" for n, word, instead in found)
-    for name in sorted(TO_CLEAN):
-        if not (ROOT / name).exists():
-            yield f"{name} does not exist: remove it from tests/words_to_clean.txt"
+    for where, text in texts():
+        for n, word, instead in find(text):
+            yield f"{where}:{n}: {word!r}: write {instead}"
 
 
 if __name__ == "__main__":

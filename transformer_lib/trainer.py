@@ -83,7 +83,7 @@ _LIMITS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
-    """How to train; with the same batches, it says all that the result depends on.
+    """All that the result of a training run depends on, besides the batches.
 
     Args:
         n_steps: updates of the weights, each from one batch.
@@ -153,7 +153,7 @@ class TrainingConfig:
 # %% ../chapters/3_training/8_trainer.ipynb #4730e400
 @runtime_checkable
 class TrainingBatch(Protocol):
-    """What the trainer must know of a batch: how to cut it, and what it divides the loss by."""
+    """What the trainer needs of a batch: its parts, and the count that the loss is divided by."""
 
     @property
     def n_tokens(self) -> int: ...  # labels that count
@@ -163,12 +163,12 @@ class TrainingBatch(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches in an order that can be resumed anywhere; state_dict fits into JSON.
+    """Batches in an order that can be resumed anywhere; state_dict must fit into JSON.
 
-    Two further methods are used where there are any: `trial_batch()` returns the hardest batch,
+    Two more methods are used if present: `trial_batch()` returns the hardest batch,
     which the trainer tries before step 1, and `fingerprint()` a text that differs if the data
     does, which `Trainer.resume` compares. The classes of `batches` have both. An attribute
-    `one_shape` that is True says that all batches have one shape (but for an epoch's last).
+    `one_shape` that is True says that all batches have one shape (except an epoch's last).
     """
 
     def endless(self) -> Iterator[TrainingBatch]: ...
@@ -180,7 +180,7 @@ Loss = Callable[[nn.Module, Any, float], Tensor]  # the sum over a batch, in nat
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is infinite or not a number; no weight has been changed by it."""
+    """The loss or its gradient is infinite or NaN; no weight has been changed by it."""
 
 # %% ../chapters/3_training/8_trainer.ipynb #94792354
 LOG = "log.jsonl"
@@ -191,19 +191,19 @@ _CHANGE_NO_STEP = {"save_every", "validate_every", "patience", "recompute", "pre
 class Trainer:
     """Train a model on batches, on one device or on several.
 
-    A batch means the same however many processes and parts it is cut into: the loss is the sum
+    A batch means the same for any number of processes and micro-batches: the loss is the sum
     over all its rows, divided by all its tokens, and the data's state counts whole batches. On a
     CPU, `use_onednn` replaces the model's linear layers and dropout by faster ones, in place.
 
     Args:
         model: any module that `loss` can call.
-        data: batches without end, such as PairBatches.
+        data: an endless series of batches, such as PairBatches.
         loss: (model, batch, smoothing) -> the sum over the batch's labels, in nats.
         validation: a list of batches, or ResumableBatches, of which the first epoch counts.
         folder: for checkpoints and log.jsonl; None keeps neither.
         worker: from `process_group`; None means this process alone, on the best device.
         sharding: "ddp" or "fsdp", as in `parallelize`.
-        log: called with each record besides; `tensorboard_log` makes one.
+        log: a function that is called with each record, such as `tensorboard_log` returns.
     """
 
     def __init__(
@@ -270,10 +270,10 @@ class Trainer:
         self.average = None if decay is None else MovingAverage(self.bare, decay)
         self.step, self.best, self.best_step = 0, math.inf, 0
         self.tokens = self.seconds = 0.0  # since this object was made, without saving, validating
-        self.stop, self._asked = StopRequest(), False  # a signal here; one that all know of
+        self.stop, self._asked = StopRequest(), False  # a signal to this process; to any of them
         self._may_write = False  # in the folder, because what it holds is ours
         self._owns, self._tried = False, False  # the folder is locked; the trial batch passed
-        self._n_skipped = 0  # fp16 steps left out in a row
+        self._n_skipped = 0  # consecutive fp16 steps skipped
         self._sessions: list[dict[str, Any]] = []  # what the run has been computed with
         self._parameters = list(self.model.parameters())
         # On a GPU the next batch is made while a step runs, if a thread of its own may make it.
@@ -285,10 +285,10 @@ class Trainer:
         self._fingerprint = None if fingerprint is None else fingerprint()
 
     def fit(self, until: int | None = None) -> "Trainer":
-        """Train up to step `until`; None means the end.
+        """Train up to step `until`; None means the last step.
 
         Raises:
-            NonFiniteLoss: before the weights take harm; it names the last good checkpoint.
+            NonFiniteLoss: before any weight changes; it names the last valid checkpoint.
             KeyboardInterrupt, SystemExit: after a signal to stop (see StopRequest), once the
                 running step is done and saved; with several processes it may be the step after.
             CheckpointError: if the folder cannot be written, or another run writes to it.
@@ -320,7 +320,7 @@ class Trainer:
 
     @contextmanager
     def _batches(self) -> Iterator[Iterator[TrainingBatch]]:
-        """Give out the data's batches; on a GPU, a thread makes each one a step ahead."""
+        """Yield the data's batches; on a GPU, a thread makes each one a step ahead."""
         if not self._prefetch:
             yield self.data.endless()
             return
@@ -330,7 +330,7 @@ class Trainer:
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are taken, or `patience` validations in a row were no better."""
+        """Whether all steps are taken, or the last `patience` validations did not improve."""
         patience, every = self.config.patience, self.config.validate_every
         early = False
         if patience is not None and every is not None:
@@ -366,7 +366,7 @@ class Trainer:
 
     @contextmanager
     def _owning(self) -> Iterator[None]:
-        """Lock the folder while the context lasts; if the first process cannot, all of them end."""
+        """Lock the folder inside the context; if rank 0 cannot, all processes raise."""
         if self.folder is None or self._owns:
             yield
             return
@@ -389,7 +389,7 @@ class Trainer:
                 self._owns = False
 
     def _try(self) -> None:
-        """Find before the first step what would end the run later: rows too long, a full disk."""
+        """Find before step 1 what would end the run later, such as rows too long or a full disk."""
         trial = getattr(self.data, "trial_batch", None)
         with self._unchanged():
             self.model.train()
@@ -408,7 +408,7 @@ class Trainer:
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """Put generators, buffers, gradients and the place in the data back in the end."""
+        """Restore generators, buffers, gradients and the position in the data afterwards."""
         generators, position = random_state(self.worker), self.data.state_dict()
         buffers = [buffer.clone() for buffer in self.bare.buffers()]
         try:
@@ -422,18 +422,18 @@ class Trainer:
             self.data.load_state_dict(position)
 
     def _provenance(self) -> dict[str, Any]:
-        """Say what this process computes with."""
+        """Describe what this process computes with."""
         settings = {"precision": self.precision, "seed": self.config.seed, "from_step": 0}
         return provenance(self.worker.device) | {"processes": self.worker.world_size} | settings
 
     def _after_step(self, progress: Progress) -> None:
-        """Validate, save and stop where it is time to."""
+        """Validate, save and stop if this step is due for it."""
         every, n_steps = self.config.validate_every, self.config.n_steps
         if every is not None and (self.step % every == 0 or self.step == n_steps):
             loss = self.validate()
             self._record({"step": self.step, "validation_loss": loss})
             progress.validated(self.step, loss)
-        # Several processes must agree, so they wait until the next loss has told all of them.
+        # Several processes must agree: they stop once a loss has brought the signal to all of them.
         stopping = self._asked if self.worker.world_size > 1 else self.stop.number != 0
         best, due = self.best_step == self.step, self.step % self.config.save_every == 0
         last = self.is_done or self.step == progress.end
@@ -443,7 +443,7 @@ class Trainer:
             self._leave()
 
     def update(self, batch: TrainingBatch) -> dict[str, Any]:
-        """Take one step with one batch; return what is worth logging."""
+        """Take one step with one batch; return the record for the log."""
         config = self.config
         rate = config.learning_rate_at(self.step + 1)
         for group in self.optimizer.param_groups:
@@ -453,7 +453,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
         norm = float(full_tensor(nn.utils.clip_grad_norm_(self._parameters, limit)))
-        if not self.scaler.is_enabled():  # it would leave out a step whose gradients overflow
+        if not self.scaler.is_enabled():  # it skips a step whose gradients overflow
             self._refuse_unless_finite("gradient norm", norm, rate)
         self._n_skipped = 0 if math.isfinite(norm) else self._n_skipped + 1
         if self._n_skipped == _MOST_SKIPPED:
@@ -476,7 +476,7 @@ class Trainer:
     def _backward(self, batch: TrainingBatch) -> float:
         """Add up the gradients of a batch's mean loss over parts and processes; return the loss."""
         n_parts, size = self.config.accumulate, self.worker.world_size
-        total = torch.zeros(2, device=self.worker.device)  # loss, and whether somebody must stop
+        total = torch.zeros(2, device=self.worker.device)  # the loss, and whether to stop
         for i in range(n_parts):
             rows = batch.part(i * size + self.worker.rank, n_parts * size).to(self.worker.device)
             with no_sync(self.model, i < n_parts - 1):
@@ -517,7 +517,7 @@ class Trainer:
         with self.average.applied(self.bare) if self.average else nullcontext():
             losses = [self._validation_loss(batch) for batch in self.validation]
         self.model.train()
-        # Summed up by Python in double precision, which not all devices have.
+        # Summed by Python in double precision, which not all devices have.
         loss = math.fsum(all_reduce(torch.stack(losses)).tolist())
         loss /= sum(batch.n_tokens for batch in self.validation)
         if loss < self.best:
@@ -532,7 +532,7 @@ class Trainer:
             return self.loss(self.model, rows, 0.0)
 
     def seconds_per_step(self) -> float:
-        """Time a forward and a backward pass on three batches, of which nothing stays."""
+        """Time the forward and backward pass of a batch; leaves no trace."""
         seconds = []
         with self._unchanged():
             batches = self.data.endless()
@@ -562,7 +562,7 @@ class Trainer:
             path = save_checkpoint(folder, self.step, tensors, self._state())
             prune(folder, keep=[folder / f"step-{self.best_step:08d}"])
         self._may_write = True
-        all_reduce(torch.zeros(1, device=self.worker.device))  # nobody goes on before it is written
+        all_reduce(torch.zeros(1, device=self.worker.device))  # all wait until it is written
         return path
 
     def _state(self) -> dict[str, Any]:
@@ -581,15 +581,15 @@ class Trainer:
         }
 
     def resume(self) -> bool:
-        """Go back to the newest good checkpoint in the folder; say whether there was one.
+        """Restore the newest valid checkpoint in the folder; return whether there was one.
 
         The model, the data and the settings must be those of the run. Only what changes none of
         its steps may differ: `save_every`, `validate_every`, `patience`, `recompute`, the number
         of processes, and `n_steps` where the schedule so far does not depend on it.
 
         Raises:
-            CheckpointError: if there are checkpoints and none is good, or one lacks entries.
-            ValueError: if it is of another model, other data or another TrainingConfig.
+            CheckpointError: if there are checkpoints and none is valid, or one lacks entries.
+            ValueError: if it belongs to another model, other data or another TrainingConfig.
         """
         if self.folder is None:
             raise ValueError("Trainer.resume: folder must be a path, got None")
@@ -634,13 +634,13 @@ class Trainer:
         self.step = step
         if f"cpu.{self.worker.rank}" in tensors["random"]:
             set_random_state(self.worker, tensors["random"])
-        else:  # a process that was not there before
+        else:  # a process that the saved run did not have
             torch.manual_seed(_stream(self.config.seed, self.step, self.worker.rank))
         self._may_write = True
         return True
 
     def _differences(self, state: dict[str, Any], step: int) -> list[str]:
-        """Name what differs from the run that saved a state at a step, if it matters."""
+        """List the settings that differ from those of the saved run and change its steps."""
         config, theirs = dataclasses.asdict(self.config), dict(state["training"])
         free = {*_CHANGE_NO_STEP}
         shape = ("schedule", "warmup", "min_lr_ratio")
@@ -659,7 +659,7 @@ class Trainer:
         return differences(ours, saved)
 
     def _record(self, record: dict[str, Any]) -> None:
-        """Append a line to the log, and show it to whoever else listens."""
+        """Append a record to the log file and pass it to `log`."""
         if self.worker.is_first:
             if self.folder is not None:
                 append_record(self.folder / LOG, record)
@@ -667,10 +667,10 @@ class Trainer:
                 self.log(record)
 
     def _leave(self) -> None:
-        """End after a signal, saying what was saved."""
+        """End after a signal, and say what was saved."""
         kept = "there is no folder, so nothing is saved"
         if self.folder is not None:
-            how = "Trainer.resume, or the same command, goes on from there"
+            how = "Trainer.resume, or the same command, continues from there"
             kept = f"saved in {self.folder}; {how}"
         message = f"stopped after step {self.step} of {self.config.n_steps}: {kept}"
         number = self.stop.number or signal.SIGTERM  # if another process was told to stop
@@ -682,11 +682,11 @@ class Trainer:
 
 
 def _width(batch: Any) -> int:
-    """Give the most columns of a batch's tensors."""
+    """Return the largest number of columns of a batch's tensors."""
     tensors = [x for x in getattr(batch, "__dict__", {}).values() if isinstance(x, Tensor)]
     return max((x.shape[-1] for x in tensors if x.dim() > 1), default=0)
 
 
 def _stream(seed: int, step: int, rank: int) -> int:
-    """Give every process a seed of its own."""
+    """Return a seed for this process alone."""
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8], "big") >> 1
