@@ -193,7 +193,7 @@ def _read(name: str) -> bytes:
 
 # %% ../chapters/appendix/f_datasets.ipynb #a9c980f9
 def multi30k(source: str = "en", target: str = "de", split: str = "train") -> list[tuple[str, str]]:
-    """Return the sentence pairs of Multi30k: descriptions of photographs, Elliott et al. (2016).
+    """Return the sentence pairs of Multi30k, descriptions of photos: Elliott et al. (2016).
 
     Args:
         source, target: "de", "en" or "fr".

@@ -62,7 +62,11 @@ class Translator:
             raise ValueError(
                 f"Translator.load: folder must exist or be one of {names}, got {folder}"
             )
-        return cls(*load_export(folder))
+        model, tokenizer = load_export(folder)
+        if not isinstance(model, Transformer):
+            kind = type(model).__name__
+            raise ValueError(f"Translator.load: {folder} must hold a Transformer, got a {kind}")
+        return cls(model, tokenizer)
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.model.parameters())
