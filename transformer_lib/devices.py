@@ -188,7 +188,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     return {
         "commit": described.removesuffix("-dirty") or None,
         "dirty": described.endswith("-dirty") if described else None,
-        "command": shlex.join(sys.orig_argv),
+        "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": library_versions(),
