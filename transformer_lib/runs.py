@@ -113,7 +113,7 @@ def require_space(folder: str | Path, n_bytes: int) -> None:
 def made_ahead(data: Any) -> Iterator[Iterator[tuple[Any, dict[str, Any]]]]:
     """Let a thread make each batch while the one before is used.
 
-    Yields pairs: a batch, and the state of the data just after it, which a checkpoint needs,
+    Yields pairs: a batch, and the state of the data right after it, which a checkpoint needs,
     since the data are a batch ahead. In the end the data are put back to the last such state.
     """
     source, place = data.endless(), data.state_dict()
