@@ -1,4 +1,4 @@
-"""Draw the README's picture: `python _ext/picture.py` writes _static/attention.svg."""
+"""Draw the picture of README and landing page: `python _ext/picture.py` writes it."""
 
 import sys
 from pathlib import Path
@@ -19,11 +19,13 @@ def draw(target: Path) -> str:
     """Translate SOURCE, draw the decoder's attention to it, and return the translation."""
     translator = Translator.load("multi30k-de-en")
     (translation,) = translator([SOURCE])
-    weights, rows, columns = translator.alignment(SOURCE, translation, layer=-2)
+    weights, *labels = translator.alignment(SOURCE, translation, layer=-2)
+    labels = [[word.replace("</s>", "end") for word in words] for words in labels]
     use_book_style()
     matplotlib.rcParams["svg.hashsalt"] = "attention"  # the same ids in every run
-    figure, axes = plt.subplots(figsize=(4.6, 3.6))
-    attention_heatmap(weights, rows, columns, ax=axes)
+    figure, axes = plt.subplots(figsize=(5.2, 4.0))
+    attention_heatmap(weights, *labels, digits=2, ax=axes)
+    axes.set(ylabel="query: the word that is written", xlabel="key: a word of the source")
     figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     return translation

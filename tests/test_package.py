@@ -293,17 +293,70 @@ def test_modules_stay_within_the_limits_of_size(module):
     assert ast.get_docstring(ast.parse(source)), "the chapter's thesis became no docstring"
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+README, LANDING = ((ROOT / name).read_text() for name in ("README.md", "index.md"))
+EXAMPLES = [re.findall(r"```python\n(.*?)```", text, re.S) for text in (README, LANDING)]
 
 
-@pytest.mark.parametrize("code, blocked", [(EXAMPLES[0], False), (EXAMPLES[1], True)])
-def test_readme_examples_run_and_print_what_they_say(elsewhere, code, blocked):
-    """One block needs torch alone; the translator needs the extra `chapters`."""
+@pytest.mark.parametrize(
+    "code, blocked", [(code, code == EXAMPLES[0][1]) for code in [*EXAMPLES[0], *EXAMPLES[1]]]
+)
+def test_readme_and_landing_page_examples_print_what_they_say(elsewhere, code, blocked):
+    """One block needs torch alone; the translators need the extra `chapters`."""
     expected = re.findall(r"^(?:print\(.*\)\s+)?# (.*)$", code, re.M)
-    assert len(EXAMPLES) == 2 and len(code.splitlines()) <= 12 and expected
+    assert [len(examples) for examples in EXAMPLES] == [2, 2]
+    assert len(code.splitlines()) <= 12 and expected
     done = python(BLOCK * blocked + code, elsewhere)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == expected
+
+
+def test_readme_and_landing_page_results_are_recorded():
+    """Scores, losses and texts are those of the records, rounded."""
+    score, loss = {}, json.loads((ROOT / "results" / "gpu-shakespeare.json").read_text())
+    for name in ("multi30k-en-de", "multi30k-de-en"):
+        record = json.loads((ROOT / "results" / name / "scores.json").read_text())
+        assert record["machine"].startswith("2 cores") and record["steps"]
+        score[name] = f"{record['scores']['hypotheses']['13a']['bleu']:.1f}"
+    written = f"{loss['best_validation_loss']:.3f}", str(loss["published"]["best_validation_loss"])
+    assert re.findall(r"\b\d\.\d{3,}\b", README) == [*written]
+    assert re.findall(r"\b\d\d\.\d\b", README) == [*score.values()]
+    assert re.findall(r"\b\d\.\d{3,}\b", LANDING) == [written[0]]
+    assert re.findall(r"\b\d\d\.\d\b", LANDING) == [score["multi30k-en-de"]]
+    assert f"*{loss['sample']['text'].splitlines()[0]}*" in LANDING
+
+
+def test_landing_page_translates_as_the_shipped_model_and_the_chapter_do():
+    rows = re.findall(r"^- \*\*A (\w+ \w+)\*\* .*?: \*(.*?)\* → \*(.*?)\*", LANDING, re.M)
+    (_, *number), (_, *caption) = rows
+    assert [kind for kind, *_ in rows] == ["number translator", "caption translator"]
+    translate = transformer_lib.Translator.load("multi30k-en-de")
+    assert translate([caption[0]]) == [caption[1]]
+    chapter = next((ROOT / "chapters").rglob("*_models.ipynb")).read_text()
+    assert f'assert written[0] == \\"{number[1]}\\"' in chapter and f"*{number[0]}*" in chapter
+    assert "assert fraction >= 0.99" in chapter and "at least 99 %" in LANDING
+
+
+def test_picture_shows_the_weights_that_its_descriptions_name(tmp_path):
+    """The alt texts of both pages name three weights of the drawn sentence."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "_ext" / "picture.py", tmp_path / "picture.svg"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    translation = done.stdout.strip()
+    source = re.search('of "(Ein [^"]*)" a column', LANDING)[1]
+    translator = transformer_lib.Translator.load("multi30k-de-en")
+    weights, *labels = translator.alignment(source, translation, layer=-2)
+    rows, columns = ([word.strip() for word in words] for words in labels)
+    for text in (README, LANDING):
+        assert f'of "{translation}" is a row and each word of "{source}" a column' in text
+        named = re.findall(r"(0\.\d\d) from (\w+) to (\w+)", text)
+        assert len(named) == 3
+        for weight, row, column in named:
+            found = weights[rows.index(row)]
+            assert found.argmax() == columns.index(column) and f"{found.max():.2f}" == weight
+    largest = weights[:-1].flatten().sort(descending=True).values[:3]
+    assert sorted(f"{x:.2f}" for x in largest) == sorted(weight for weight, *_ in named)
 
 
 FUNCTIONS = [
