@@ -131,7 +131,7 @@ def test_shakespeare_recipes_are_those_of_nanogpt():
     ]
     assert sizes == [(4, 4, 128, 64, 12), (6, 6, 384, 256, 64)]
     assert (small.training.n_steps, large.training.n_steps) == (2000, 5000)
-    rates = [small.training.learning_rate_at(step) for step in (1, 100, 2000)]
+    rates = [large.training.learning_rate_at(step) for step in (1, 100, 5000)]
     assert rates == pytest.approx([1e-5, 1e-3, 1e-4])
 
 

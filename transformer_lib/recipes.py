@@ -167,7 +167,7 @@ def _multi30k(
 
 def _shakespeare(
     *, layers: int, heads: int, width: int, block: int, batch_size: int, dropout: float,
-    n_steps: int, time: str = "",
+    n_steps: int, time: str = "", **training: Any,
 ) -> LanguageRecipe:  # fmt: skip
     """Follow nanoGPT's config/train_shakespeare_char.py, and its README for a CPU."""
     return LanguageRecipe(
@@ -182,8 +182,8 @@ def _shakespeare(
             "norm": "pre", "activation": "gelu", "bias": False,
         },
         training=TrainingConfig(
-            n_steps=n_steps, learning_rate=1e-3, schedule="cosine", warmup=100, min_lr_ratio=0.1,
-            betas=(0.9, 0.99), epsilon=1e-8, weight_decay=0.1, validate_every=250, save_every=250,
+            n_steps=n_steps, schedule="cosine", warmup=100, min_lr_ratio=0.1, betas=(0.9, 0.99),
+            epsilon=1e-8, weight_decay=0.1, validate_every=250, save_every=250, **training,
         ),
     )  # fmt: skip
 
@@ -206,6 +206,7 @@ RECIPES: dict[str, Recipe | LanguageRecipe] = {
     ),
     "shakespeare-gpt-cpu": _shakespeare(
         layers=4, heads=4, width=128, block=64, batch_size=12, dropout=0.0, n_steps=2000,
+        learning_rate=2e-3, ema_decay=0.99,  # nanoGPT's rate is 1e-3, without an average
     ),
     "shakespeare-gpt": _shakespeare(
         layers=6, heads=6, width=384, block=256, batch_size=64, dropout=0.2, n_steps=5000,
