@@ -426,6 +426,40 @@ def together_gradients_are_those_of_one_process(worker):
                 torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4)
 
 
+def together_buffers_are_sent_once(worker):
+    """When the model is replicated, and not before each forward pass."""
+    model = transformer()
+    for x in model.buffers():
+        x += worker.rank
+    model = parallelize(model, worker, "ddp")
+    buffers, expected = list(model.buffers()), list(transformer().buffers())
+    assert buffers and all(map(torch.equal, buffers, expected))
+    for x in buffers:
+        x.fill_(worker.rank)
+    loss_of(model, *tokens()).backward()
+    loss_of(model, *tokens())
+    assert all((x == worker.rank).all() for x in buffers)
+
+
+def together_gradients_lie_in_the_buckets_that_are_sent(worker):
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    buckets = []
+
+    def note(group, bucket):
+        buckets.append(bucket.buffer().untyped_storage().data_ptr())
+        return allreduce_hook(group, bucket)
+
+    model = parallelize(transformer(), worker, "ddp")
+    model.register_comm_hook(None, note)
+    for _ in range(3):  # buckets are arranged again after the first step
+        buckets.clear()
+        loss_of(model, *tokens()).backward()
+        places = {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+        assert places == {*buckets}
+        model.zero_grad()
+
+
 def together_each_holds_a_share(worker):
     model = transformer(d_model=16, d_ff=64)
     total = sum(p.nbytes for p in model.parameters())

@@ -85,9 +85,10 @@ def parallelize(model: nn.Module, worker: Worker, sharding: str = "ddp") -> nn.M
     """Distribute a model over all processes, replicated or sharded, with rank 0's weights.
 
     Args:
-        sharding: "ddp" replicates the model in each process (DistributedDataParallel); "fsdp"
-            shards parameters, gradients and optimizer states and gathers one layer at a time
-            (fully_shard, FSDP2), or, if layers share parameters, all at once.
+        sharding: "ddp" replicates the model in each process (DistributedDataParallel) and
+            sends buffers only once, since they are constants here; "fsdp" shards parameters,
+            gradients and optimizer states and gathers one layer at a time (fully_shard,
+            FSDP2), or, if layers share parameters, all at once.
     """
     if sharding not in ("ddp", "fsdp"):
         raise ValueError(f"parallelize: sharding must be 'ddp' or 'fsdp', got {sharding!r}")
@@ -95,7 +96,12 @@ def parallelize(model: nn.Module, worker: Worker, sharding: str = "ddp") -> nn.M
         return model.to(worker.device)
     if sharding == "ddp":
         ids = [worker.device.index] if worker.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model.to(worker.device), device_ids=ids)
+        model = model.to(worker.device)
+        for x in model.buffers():
+            dist.broadcast(x, src=0)  # once, not before each forward pass
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
