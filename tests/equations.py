@@ -1,4 +1,4 @@
-r"""Estimate the width of a display equation in em, within a tenth of what MathJax needs.
+r"""Estimate the width of a display equation in em; MathJax needs about a tenth more or less.
 
 Each construct becomes a box `<width>`, the innermost first: `\frac{a}{b + c}` is as wide as the
 wider of its two rows.

@@ -617,7 +617,7 @@ def test_words_finds_private_words_and_passes_plain_ones():
 
 def test_words_reads_the_library_the_tests_the_pages_and_rewritten_chapters():
     places = [where for where, _ in words.texts()]
-    for place in ("transformer_lib/layers.py", "tests/mutants/layers.py", "README.md"):
+    for place in ("transformer_lib/layers.py", "tests/mutants/layers.py", "build.py", "README.md"):
         assert place in places
     cells = {where.split(":")[0] for where in places if ".ipynb:" in where}
     left = {f"chapters/{name}.ipynb" for name in words.TO_REWRITE}

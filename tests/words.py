@@ -44,12 +44,16 @@ FOUND = (  # texts of which each contains one, and texts that contain none, for 
 )  # fmt: skip
 PASSED = ("a training run", "an attention layer", "indoors", "a normalized color")
 
+PATTERNS = (
+    "transformer_lib/*.py", "tests/**/*.py", "benchmarks/**/*.py", "_ext/*.py", "*.py",
+    "*.md", "*.yml", "*.toml", "*.cff", "LICENSE", "Makefile", "chapters/**/*.md",
+)  # fmt: skip
 TO_REWRITE = set((ROOT / "tests" / "chapters_to_rewrite.txt").read_text().split())
 
 
 def texts():
-    """(where, text) of the library, the tests, the pages and the cells of the chapters."""
-    for pattern in ("transformer_lib/*.py", "tests/**/*.py", "*.md", "chapters/**/*.md"):
+    """(where, text) of the code, the pages, the settings and the cells of the chapters."""
+    for pattern in PATTERNS:
         for path in sorted(ROOT.glob(pattern)):
             if path != Path(__file__).resolve():
                 yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
