@@ -339,10 +339,15 @@ def test_landing_page_translates_as_the_shipped_model_and_the_chapter_do():
 def test_picture_shows_the_weights_that_its_descriptions_name(tmp_path):
     """The alt texts of both pages name three weights of the drawn sentence."""
     done = subprocess.run(
-        [sys.executable, ROOT / "_ext" / "picture.py", tmp_path / "picture.svg"],
+        [sys.executable, ROOT / "_ext" / "picture.py", tmp_path],
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    drawn, shown = ({p.name for p in f.glob("*.svg")} for f in (tmp_path, ROOT / "_static"))
+    assert drawn == shown - {"logo.svg"}
+    pages = sorted((ROOT / "chapters").glob("*/index.md"))
+    names = [re.findall(r"_static/([\w-]+\.svg)", page.read_text()) for page in pages]
+    assert names == [[f"part-{page.parent.name[0]}.svg"] for page in pages] and len(pages) == 4
     translation = done.stdout.strip()
     source = re.search('of "(Ein [^"]*)" a column', LANDING)[1]
     translator = transformer_lib.Translator.load("multi30k-de-en")
