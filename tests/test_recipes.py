@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from transformer_lib.trainer import Trainer, TrainingConfig
 from transformer_lib.translation import Translator
 
 DATA = os.environ.get("TRANSFORMER_LIB_DATA")
+ROOT = Path(__file__).parent.parent
 PAIRS = [(f"{a} plus {b}", f"{b} und {a}") for a in range(7) for b in range(7)]
 
 
@@ -386,3 +389,15 @@ def test_load_export_refuses_a_changed_file(tmp_path):
         load_export(folder)
     (folder / "export.json").unlink()  # as exports of version 0.1.0 are
     assert torch.equal(load_export(folder)[0].embedding.weight, model.embedding.weight)
+
+
+def test_recorded_shakespeare_run_beats_the_published_loss_at_the_recipe_s_settings():
+    folder = ROOT / "results" / "shakespeare-gpt-cpu"
+    found, recipe = json.loads((folder / "record.json").read_text()), RECIPES["shakespeare-gpt-cpu"]
+    settings = json.loads(json.dumps(dataclasses.asdict(recipe.training)))
+    assert found["training"] == settings and found["steps"] == recipe.training.n_steps
+    assert recipe.model.items() <= found["model"].items()
+    losses = [r["validation_loss"] for r in read_records(folder / "log.jsonl") if "loss" not in r]
+    assert found["validation_loss"] == min(losses) < 1.88  # nanoGPT's README
+    (session,) = found["trained_with"]
+    assert re.fullmatch("[0-9a-f]{40}", session["commit"]) and session["dirty"] is False
