@@ -46,7 +46,7 @@ def _parts(config: TransformerConfig) -> tuple[int, int, int, int, int]:
     """Count what one attention, one feed-forward network and one norm have; and two widths.
 
     Returns:
-        Three numbers of parameters; then the width of all keys, and that of the widening map.
+        Three numbers of parameters; then the width of all keys, and that of the up projection.
     """
     D, F, bias = config.d_model, config.d_ff, int(config.bias)
     kv_width = config.kv_heads * config.d_head
@@ -88,7 +88,7 @@ def cost(
     config: TransformerConfig, *,
     batch_size: int = 1, source_len: int = 1, target_len: int = 1, bytes_per_number: int = 4,
 ) -> Cost:  # fmt: skip
-    """Count what a Transformer costs, unbuilt, exactly as torch counts the built one.
+    """Count what a Transformer costs without building it, exactly as torch counts it.
 
     Element-wise work (softmax, norms, activations) is left out, as by torch's FlopCounterMode.
 
@@ -119,7 +119,7 @@ def cost(
 def decoder_only_cost(
     config: TransformerConfig, *, batch_size: int = 1, length: int = 1, bytes_per_number: int = 4
 ) -> Cost:
-    """Count the same for a DecoderOnly, of which n_encoder_layers says nothing.
+    """Count the same for a DecoderOnly; n_encoder_layers has no effect.
 
     Args:
         batch_size, length: B and T of one batch, padding included.

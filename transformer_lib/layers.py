@@ -35,7 +35,7 @@ class FeedForward(nn.Module):
         d_ff: width F within.
         activation: "relu", "gelu", "silu", "swiglu" or "geglu".
         dropout: probability of dropping a hidden unit; the paper drops none here.
-        bias: whether the linear maps add a bias.
+        bias: whether the linear layers add a bias.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class FeedForward(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw each map by Glorot & Bengio (2010) on its own shape; start biases at 0."""
+        """Draw each matrix by Glorot & Bengio (2010) on its own shape; start biases at 0."""
         for linear in filter(None, (self.gate, self.up, self.down)):
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
@@ -160,7 +160,7 @@ class EncoderLayer(_Layer):
         attention_dropout: probability of dropping an attention weight; the paper drops none.
         norm: "post", as in the paper, or "pre".
         norm_type: "layer" for nn.LayerNorm, "rms" for RMSNorm.
-        bias: whether the linear maps add a bias.
+        bias: whether the linear layers add a bias.
     """
 
     def __init__(
