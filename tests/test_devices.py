@@ -157,7 +157,7 @@ def test_measured_peak_refuses_an_empty_measurement(size, repeats):
 
 
 def test_provenance_names_the_command_without_the_folders_of_this_machine(monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["/home/me/.venv/bin/python", "-m", "a b", "--seed", "1"])
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "-m", "a b", "--seed", "1"])
     found = devices.provenance(CPU)
     assert found["command"] == "python -m 'a b' --seed 1"
     assert found["threads"] == torch.get_num_threads() and found["device"]
