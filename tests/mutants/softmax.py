@@ -118,8 +118,8 @@ MUTANTS = [
     ),
     (
         "masks that enlarge the scores accepted",
-        'mask=(mask, "#...", bool)',
-        'mask=(mask, "..." if mask is not None and mask.dim() > scores.dim() else "#...", bool)',
+        'scores=(scores, "...", float), mask=(mask, "#...", bool)',
+        'mask=(mask, "...", bool), scores=(scores, "#...", float)',
     ),
     (
         "misfitting masks left to torch",
