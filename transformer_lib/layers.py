@@ -198,6 +198,11 @@ class LayerCache(NamedTuple):
     self_attention: KVCache
     cross_attention: KVCache
 
+    @property
+    def length(self) -> int:
+        """The number of target positions decoded so far."""
+        return self.self_attention.length
+
     def select(self, rows: Int[Tensor, "N"]) -> None:
         """Reorder, repeat or drop rows of the batch in both, as KVCache.select does."""
         for cache in self:

@@ -120,6 +120,8 @@ class TransformerConfig:
 class _TokenModel(nn.Module):
     """What enters and leaves every model here: tokens with their positions, and logits."""
 
+    decoder: nn.ModuleList
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -151,6 +153,13 @@ class _TokenModel(nn.Module):
         if self.config.tie_embeddings:
             output.weight = self.embedding.weight
         return output
+
+    def _cached(self, cache: list[Any] | None) -> int:
+        """Count the positions in a cache, which must have an entry for each layer."""
+        n = len(self.decoder)
+        if cache is not None and len(cache) != n:
+            raise ValueError(f"cache must have one entry for each of {n} layers, got {len(cache)}")
+        return cache[0].length if cache else 0
 
     def _embed(self, tokens: Tensor, first: int = 0, places: Tensor | None = None) -> Tensor:
         """Look up scale * E[token] (Section 3.4) and add its position (Section 3.5)."""
@@ -213,13 +222,10 @@ class Transformer(_TokenModel):
             target_mask: further limits on the decoder's self-attention.
             cache: from `make_cache`, extended in place; needs `torch.no_grad()`.
         """
-        n = len(self.decoder)
-        if cache is not None and len(cache) != n:
-            raise ValueError(f"Transformer: cache must have {n} entries (layers), got {len(cache)}")
         given: dict[str, Any] = {"target": (target, "B T", int, self.config.vocab_size)}
         given |= {"memory_mask": (memory_mask, "#B H #T S", bool)}
         require_shapes("Transformer", **given, target_mask=(target_mask, "#B G #T N", bool))
-        x = self._embed(target, cache[0].self_attention.length if cache else 0)
+        x = self._embed(target, self._cached(cache))
         for i, layer in enumerate(self.decoder):
             past = cache[i] if cache else None
             x = layer(x, memory, target_mask, memory_mask, cache=past)
@@ -247,22 +253,19 @@ class Transformer(_TokenModel):
         """
 
         own, stacks = "Transformer.from_torch", (model.encoder, model.decoder)
-        layers = [layer for stack in stacks for layer in getattr(stack, "layers", [stack])]
         kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-        for layer in layers:
-            require(own, layer=(type(layer), kinds))
-        told = [torch_options(layer) for layer in layers]
-        told += [told[0] | {"final_norm": stack.norm is not None} for stack in stacks]
-        if any(other != told[0] for other in told[:-2]) or told[-2] != told[-1]:
-            raise ValueError(
-                f"{own}: layers must be alike, and both stacks or neither end in a norm, got {told}"
-            )
+        told: list[dict[str, Any]] = []
+        for stack in stacks:
+            for layer in getattr(stack, "layers", [stack]):
+                require(own, layer=(type(layer), kinds))
+                told.append(torch_options(layer) | {"final_norm": stack.norm is not None})
+                require(own, layer=(told[-1], told[:1]))
         sizes: dict[str, Any] = {"D": told[0]["d_model"]}
         require_shapes(own, sizes, embedding=(embedding.weight, "V D"))
         require(own, positions=(positions, (*_TABLES, "none")))
         depths = {name: len(stack.layers) for name, stack in zip(_DEPTHS, stacks, strict=True)}
         sizes = depths | {"vocab_size": embedding.num_embeddings, "max_len": max_len}
-        config = TransformerConfig(**sizes | told[-1] | {"positions": positions})
+        config = TransformerConfig(**sizes | told[0] | {"positions": positions})
         ours = cls(config).to(embedding.weight)
         ours.embedding.load_state_dict(embedding.state_dict())
         ours.encoder = nn.ModuleList(map(EncoderLayer.from_torch, model.encoder.layers))
@@ -328,21 +331,16 @@ class DecoderOnly(_TokenModel):
                 relative positions need the real tokens of a row to be neighbors.
             cache: from `make_cache`, extended in place; needs `torch.no_grad()`.
         """
-        n = len(self.decoder)
-        if cache is not None and len(cache) != n:
-            raise ValueError(f"DecoderOnly: cache must have {n} entries (layers), got {len(cache)}")
-        first, n_new = cache[0].length if cache else 0, tokens.shape[-1]
+        first, n_new = self._cached(cache), tokens.shape[-1]
         sizes = {"1": 1, "S": first + n_new}
         given = {"tokens": (tokens, "B T", int, self.config.vocab_size)}
         require_shapes("DecoderOnly", sizes, **given, mask=(mask, "#B 1 1 S", bool))
         places = None
         if mask is not None:
-            readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+            readable = mask.is_cpu and not torch.compiler.is_compiling()
             if readable and self._splits(mask):  # an accelerator would have to be waited for
-                raise ValueError(
-                    f"DecoderOnly: mask must have no padding between real tokens with "
-                    f"{self.config.positions} positions, got some"
-                )
+                own = self.config.positions
+                raise ValueError(f"DecoderOnly: {own} positions allow no padding between tokens")
             places = (mask[:, 0, 0].cumsum(dim=-1) - 1).clamp_min(0)[:, first:]
         x = self._embed(tokens, first, places)
         causal = n_new > 1

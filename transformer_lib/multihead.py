@@ -51,7 +51,7 @@ class KVCache:
             raise ValueError(f"cache is full: max_len = {self.max_len}, needed {end}")
         new = {"key": (key, "B G T K"), "value": (value, "B G T K")}
         require_shapes("KVCache.append", stored=(self._buffer, "2 B G max_len K"), **new)
-        keys, values = self._buffer.narrow(3, self.length, n_new)
+        keys, values = self._buffer.narrow(3, self.length, n_new).unbind()
         keys.copy_(key)
         values.copy_(value)
         self.length = end
@@ -61,7 +61,7 @@ class KVCache:
         """Return views of the keys and values stored so far."""
         if self._buffer is None:
             raise ValueError("KVCache: the cache is empty; call append first")
-        keys, values = self._buffer.narrow(3, 0, self.length)
+        keys, values = self._buffer.narrow(3, 0, self.length).unbind()
         return keys, values
 
     def select(self, rows: Int[Tensor, "N"]) -> None:
@@ -152,7 +152,8 @@ class MultiHeadAttention(nn.Module):
         require("MultiHeadAttention", dropout=(dropout, RATE))
         self.d_model, self.n_heads, self.n_kv_heads = d_model, n_heads, n_kv_heads
         self.d_head, self.dropout, self.positions = d_model // n_heads, dropout, positions
-        self.widths = (d_model, n_kv_heads * self.d_head, n_kv_heads * self.d_head)  # q, k, v
+        self.heads = (n_heads, n_kv_heads, n_kv_heads)  # of queries, keys and values
+        self.widths = tuple(n * self.d_head for n in self.heads)
         self.in_proj = PartialLinear(d_model, sum(self.widths), bias=bias)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
         self.weights = nn.Identity()  # `recording` hooks it
@@ -188,14 +189,11 @@ class MultiHeadAttention(nn.Module):
             cache: in self-attention, what came before, which this call extends (S counts it
                 too); with a key, filled by the first call and used in the key's place later.
         """
-        if key is None and value is not None:
-            raise ValueError("MultiHeadAttention: a value needs its key, got value without key")
-        if key is not None and self.positions is not None:
-            raise ValueError("MultiHeadAttention: positions are for self-attention, got a key too")
-        given: dict[str, Any] = {"weight": (self.out_proj.weight, "D D"), "query": (query, "B T D")}
-        if key is not None:
-            given |= {"key": (key, "B S D"), "value": (value, "B S D")}
-        require_shapes("MultiHeadAttention", **given)
+        if (value if key is None else self.positions) is not None:
+            raise ValueError("MultiHeadAttention: value needs key; positions need self-attention")
+        inputs = {"query": (query, "B T D"), "key": (key, "B S D"), "value": (value, "B S D")}
+        own = "MultiHeadAttention"
+        require_shapes(own, weight=(self.out_proj.weight, "D D"), **inputs)
         if key is not None:
             q, k, v = self._cross(query, key, value, cache)
         else:
@@ -205,8 +203,8 @@ class MultiHeadAttention(nn.Module):
                 q, k = self.positions.rotate(q, first), self.positions.rotate(k, first)
             k, v = (k, v) if cache is None else cache.append(k, v)
         if mask is not None:
-            given = {"q": (q, "... T K"), "mask": (mask, MASK, bool)}
-            require_shapes("MultiHeadAttention", {"S": k.shape[2]}, **given)
+            sizes = {"S": k.shape[2]}
+            require_shapes(own, sizes, query=(q, "... T K"), mask=(mask, MASK, bool))
         mixed = self._mix(q, k, v, mask, causal)  # (B, H, T, K)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
@@ -230,8 +228,7 @@ class MultiHeadAttention(nn.Module):
         """Compute parts first to last of in_proj (0 query, 1 key, 2 value), each in heads."""
         rows = None if last - first == 3 else (sum(self.widths[:first]), sum(self.widths[:last]))
         heads = self.in_proj(x, rows).unflatten(-1, (-1, self.d_head)).transpose(1, 2)
-        n_heads = [width // self.d_head for width in self.widths[first:last]]
-        return heads.split(n_heads, dim=1)  # each (B, n_heads, T, K)
+        return heads.split(self.heads[first:last], dim=1)  # each (B, n_heads, T, K)
 
     def _mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
@@ -257,8 +254,9 @@ class MultiHeadAttention(nn.Module):
     @property
     def is_recorded(self) -> bool:
         """Whether a hook, such as that of `recording`, or another module reads the weights."""
-        hooks = self.weights._forward_hooks or self.weights._forward_pre_hooks
-        return bool(hooks) or type(self.weights) is not nn.Identity
+        weights = self.weights
+        hooks = weights._forward_hooks or weights._forward_pre_hooks
+        return bool(hooks) or type(weights) is not nn.Identity
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> "MultiHeadAttention":

@@ -53,9 +53,7 @@ class _Formula(nn.Module):
     """A module with one buffer, a formula: never saved, and computed anew with new memory."""
 
     _buffer: str
-
-    def _values(self) -> Tensor:
-        raise NotImplementedError
+    _values: Callable[[], Tensor]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Do what `to`, `to_empty` and their like ask for; new memory may hold anything."""

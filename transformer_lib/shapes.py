@@ -45,16 +45,16 @@ def require_shapes(function: str, sizes: Mapping[str, int] = {}, /, **inputs: An
         if x is None:
             continue
         first = x if first is None else first
-        kind, dtypes = _KINDS[more[0]] if more else (first.dtype, (first.dtype,))
-        wrong = x.dtype not in dtypes
+        wrong = x.dtype not in _KINDS[more[0]][1] if more else x.dtype != first.dtype
         if wrong and x.is_floating_point() and not (more or x.is_meta):
             wrong = not torch.is_autocast_enabled(x.device.type)
-        if wrong or x.device != first.device:
+        if wrong or (x is not first and x.device != first.device):
+            kind = _KINDS[more[0]][0] if more else first.dtype
             raise ValueError(
                 f"{function}: {name} must be {kind} on {first.device}, got {x.dtype} on {x.device}"
             )
         if "|" in axes:
-            axes = axes.split("|")[x.dim() > 2]
+            axes = axes.split("|")[int(x.dim() > 2)]
         letters, shape = axes.replace("#", "").split(), tuple(x.shape)
         if "..." in axes:
             n = len(shape) - len(letters) + 1
@@ -64,16 +64,14 @@ def require_shapes(function: str, sizes: Mapping[str, int] = {}, /, **inputs: An
             if axes[0] == "#" and len(lead) == len(whole):
                 lead = tuple(k if i == 1 else i for i, k in zip(lead, whole, strict=True))
             shape = (lead, *shape[n:])
-        differ = [
-            a for a, n in zip(letters, shape, strict=False)
-            if known.setdefault(a, n) != n and not (n == 1 and f"#{a}" in axes)
-        ]  # fmt: skip
+        differ = []
+        for a, n in zip(letters, shape):  # noqa: B905, which would cost as much as the loop
+            if known.setdefault(a, n) != n and not (n == 1 and f"#{a}" in axes):
+                differ.append(a)
         if differ or len(shape) != len(letters):
-            where = ", ".join(f"{a} = {known[a]}" for a in differ)
-            raise ValueError(
-                f"{function}: {name} must have shape ({', '.join(letters)})"
-                f"{' with ' * bool(where)}{where}, got {tuple(x.shape)}"
-            )
+            where = " with " * bool(differ) + ", ".join(f"{a} = {known[a]}" for a in differ)
+            axes, got = ", ".join(letters), tuple(x.shape)
+            raise ValueError(f"{function}: {name} must have shape ({axes}){where}, got {got}")
         if len(more) > 1 and x.numel() and x.is_cpu and not torch.compiler.is_compiling():
             low, high, n = *map(int, x.aminmax()), more[1]
             if low < 0 or high >= n:

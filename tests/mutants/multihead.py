@@ -180,12 +180,12 @@ MUTANTS = [
     ),
     (
         "pre-hooks overlooked",
-        "self.weights._forward_hooks or self.weights._forward_pre_hooks",
-        "self.weights._forward_hooks",
+        "weights._forward_hooks or weights._forward_pre_hooks",
+        "weights._forward_hooks",
     ),
     (
         "a module in place of weights overlooked",
-        "bool(hooks) or type(self.weights) is not nn.Identity",
+        "bool(hooks) or type(weights) is not nn.Identity",
         "bool(hooks)",
     ),
     (
@@ -260,13 +260,13 @@ MUTANTS = [
     ),
     (
         "self-attention takes a value",
-        "if key is None and value is not None:",
-        "if False:",
+        "if (value if key is None else self.positions) is not None:",
+        "if (None if key is None else self.positions) is not None:",
     ),
     (
         "positions taken in cross-attention",
-        "if key is not None and self.positions is not None:",
-        "if False:",
+        "if (value if key is None else self.positions) is not None:",
+        "if (value if key is None else None) is not None:",
     ),
     (
         "a selection takes keys for values",

@@ -53,8 +53,8 @@ MUTANTS = [
     ),
     (
         "indices of any type",
-        "wrong = x.dtype not in dtypes\n",
-        "wrong = x.dtype not in dtypes and more[:1] != [int]\n",
+        'int: ("int32 or int64", (torch.int32, torch.int64))',
+        'int: ("int32 or int64", (torch.int8, torch.int32, torch.int64))',
     ),
     (
         "the index n is taken",
@@ -88,8 +88,8 @@ MUTANTS = [
     ),
     (
         "another device accepted",
-        "if wrong or x.device != first.device:",
-        "if wrong:",
+        " or (x is not first and x.device != first.device)",
+        "",
     ),
     (
         "mixed dtypes accepted",
@@ -103,8 +103,8 @@ MUTANTS = [
     ),
     (
         "mask on another device",
-        "if wrong or x.device != first.device:",
-        "if wrong or (not more and x.device != first.device):",
+        "(x is not first and x",
+        "(not more and x",
     ),
     (
         "a mask of numbers",
@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     (
         "a mask of two axes may have one row",
-        'axes = axes.split("|")[x.dim() > 2]',
+        'axes = axes.split("|")[int(x.dim() > 2)]',
         'axes = axes.split("|")[1].replace("#... ", "") if x.dim() < 3 else axes.split("|")[1]',
     ),
     ("any letter may be 1", 'not (n == 1 and f"#{a}" in axes)', "n != 1"),
