@@ -25,7 +25,7 @@ MASK = "T S|#... #T S"  # the axes of a mask for scores (..., T, S)
 
 
 def require_shapes(function: str, sizes: Mapping[str, int] = {}, /, **inputs: Any) -> None:
-    """Check that tensors fit together: axes of one letter have one size, devices and dtypes agree.
+    """Check that tensors fit together: one size per letter, one device, one dtype.
 
     Args:
         function: the name that the error message begins with.
