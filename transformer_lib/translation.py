@@ -28,7 +28,7 @@ from .tokenizer import BEGIN, END, Tokenizer, checked_texts
 
 # %% ../chapters/4_generation/6_translation.ipynb #1657662a
 def _plain(text: str) -> str:
-    """Write texts that look alike in one way: NFC, plain spaces, nothing invisible."""
+    """Normalize a text: Unicode form NFC, plain spaces, no invisible characters."""
     text = unicodedata.normalize("NFC", text)
     return re.sub("[\u00ad\u200b\u2060\ufeff]", "", re.sub(r"\s", " ", text))
 
@@ -36,9 +36,9 @@ def _plain(text: str) -> str:
 class Translator:
     """Translate text: a trained Transformer and its tokenizer.
 
-    Texts that look alike are read alike: they are brought into Unicode's form NFC, each white
-    space character counts as a space, and what is invisible (soft hyphen, zero-width space, word
-    joiner, byte order mark) is left out.
+    Each text is normalized first: to Unicode form NFC, with a space for each white space
+    character, and without invisible characters (soft hyphen, zero-width space, word joiner, byte
+    order mark).
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer) -> None:
@@ -50,7 +50,7 @@ class Translator:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Translator":
-        """Read what `export_model` wrote; nothing in it is executed.
+        """Load a folder that `export_model` wrote, without executing anything in it.
 
         Args:
             folder: the name of a recipe whose weights come with the library, or a path.
@@ -83,14 +83,14 @@ class Translator:
         """Translate texts, on the model's device, many at a time.
 
         Args:
-            texts: any iterable of strings, a column of a table, say; one string is refused.
+            texts: any iterable of strings, such as a column of a table; not a single string.
             beam: how many prefixes the search keeps; 1 is the greedy choice.
             length_penalty: as in `beam_search`.
             max_tokens: of a batch, as in PairBatches.
 
         Returns:
-            One text for each, in their order; of white space the empty text. What finds no end is
-            cut off ten tokens beyond twice the longest source beside it.
+            The translations, in the order of the texts; an empty one for a text of white space.
+            A search stops at ten tokens more than twice the longest source of its batch.
         """
         texts = [_plain(text) for text in checked_texts("Translator", texts)]
         sources, room = self.tokenizer.encode_all(texts), self.model.config.max_len
@@ -124,14 +124,14 @@ class Translator:
     def alignment(
         self, source: str, target: str, *, layer: int = -1
     ) -> tuple[Float[Tensor, "T S"], list[str], list[str]]:
-        """Show what the decoder looks at when it predicts each token of a given translation.
+        """Return the cross-attention weights with which the decoder predicts a given translation.
 
         Args:
             layer: of the decoder, from 0; -1 is the last.
 
         Returns:
             The weights of cross-attention, averaged over heads; the tokens of the target and
-            those of the source, each with the end.
+            of the source, both with the end token.
         """
         pair = [_plain(text) for text in checked_texts("alignment", [source, target])]
         n_layers = self.model.config.n_decoder_layers
