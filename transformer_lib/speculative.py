@@ -88,7 +88,8 @@ def speculative_sample(
     `sample`; the sampler applies to the probabilities of both models.
 
     Returns:
-        The tokens of each row without begin and end, and the acceptance rate.
+        The tokens of each row without begin and end, and the fraction of the proposed tokens that
+        were accepted; those after a rejected one count as proposed.
     """
     function, sizes = "speculative_sample", (model.config.vocab_size, draft.config.vocab_size)
     if sizes[0] != sizes[1]:
