@@ -79,10 +79,10 @@ def bleu(
 
     Args:
         hypotheses, references: strings, one reference for each hypothesis.
-        protocol: "13a", sacrebleu's own, cased and on plain text, to compare new results by;
+        protocol: "13a", sacrebleu's own, cased and on plain text: use it for new results;
             "moses-lower", as Wu et al. (2021) score Multi30k: lower-cased, normalized, Moses
             tokens; "spacy-lower": spaCy's tokens, lower-cased; needs the package spacy.
-        language: of both sides, "de" or "en", say; the last two protocols depend on it.
+        language: of both sides, such as "de" or "en"; the last two protocols depend on it.
     """
     hypotheses = list(checked_texts("bleu", hypotheses, "hypothesis"))
     references = list(checked_texts("bleu", references, "reference"))
