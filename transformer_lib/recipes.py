@@ -232,9 +232,7 @@ RECIPES: dict[str, Recipe | LanguageRecipe] = {
 # %% ../chapters/3_training/9_recipes.ipynb #b79d4ec6
 _MODEL, _CONFIG, _TOKENIZER = _EXPORTED = ("model.safetensors", "config.json", "tokenizer.json")
 _SEAL = "export.json"
-_KINDS: dict[str, type[Transformer | DecoderOnly]] = {
-    "Transformer": Transformer, "DecoderOnly": DecoderOnly,
-}  # fmt: skip
+_KINDS: dict[str, Any] = {"Transformer": Transformer, "DecoderOnly": DecoderOnly}
 
 
 def export_model(trainer: Trainer, tokenizer: Tokenizer, folder: str | Path) -> Path:
