@@ -32,12 +32,12 @@ class Batch:
 
     @property
     def inputs(self) -> Int[Tensor, "B T"]:
-        """The target without its last position: what the decoder reads."""
+        """The target without its last position, which the decoder reads."""
         return self.target[:, :-1]
 
     @property
     def labels(self) -> Int[Tensor, "B T"]:
-        """The target without BEGIN: what the decoder should predict."""
+        """The target without BEGIN, which the decoder should predict."""
         return self.target[:, 1:]
 
     @property
