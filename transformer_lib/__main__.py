@@ -176,8 +176,9 @@ def _add_setting(
 
 
 def _value(kind: Any) -> Callable[[str], Any]:
-    """Make a reader of a setting's value: of an int, float, str, bool, None or tuple."""
-    choices = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    """Make a reader of a setting's value: of an int, float, str, bool, None, tuple or word."""
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    choices = typing.get_args(kind) if is_union else (kind,)
 
     def read(text: str) -> Any:
         if type(None) in choices and text.lower() == "none":
@@ -185,6 +186,8 @@ def _value(kind: Any) -> Callable[[str], Any]:
         wanted = next(choice for choice in choices if choice is not type(None))
         if typing.get_origin(wanted) is tuple:
             return tuple(float(part) for part in text.split(","))
+        if typing.get_origin(wanted) is typing.Literal:
+            return text  # the config names its words
         if wanted is bool:
             return {"true": True, "false": False}[text.lower()]
         return wanted(text)
