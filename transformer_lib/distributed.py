@@ -97,11 +97,11 @@ def parallelize(model: nn.Module, worker: Worker, sharding: str = "ddp") -> nn.M
     if sharding == "ddp":
         ids = [worker.device.index] if worker.device.type == "cuda" else None
         model = model.to(worker.device)
-        for x in model.buffers():
-            dist.broadcast(x, src=0)  # once, not before each forward pass
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        ddp = nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True
         )
+        ddp.broadcast_buffers = False  # they were sent just now; not before each forward pass
+        return ddp
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
