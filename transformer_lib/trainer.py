@@ -324,9 +324,11 @@ class Trainer:
         if not self._prefetch:
             yield self.data.endless()
             return
-        with made_ahead(self.data) as pairs:
-            yield (batch for batch, self._place in pairs)
-        self._place = None
+        try:
+            with made_ahead(self.data) as pairs:
+                yield (batch for batch, self._place in pairs)
+        finally:  # after an error, too: from here on the data know their place
+            self._place = None
 
     @property
     def is_done(self) -> bool:
