@@ -14,6 +14,7 @@ from wrong_attentions import (
     Heads,
     explicit,
     looped,
+    sign_blind,
 )
 
 from transformer_lib import properties, testing
@@ -115,6 +116,22 @@ def test_independence_is_measured_relative_to_the_outputs_of_the_whole(law, axis
         return out * (10 if query.shape[axis] == 1 else 1)
 
     assert worst(LAWS[law], ten_times) == pytest.approx(9)
+
+
+def test_padding_law_finds_hidden_content_seen_without_sign_or_size():
+    """It changes the padding to something large, and to fresh content: the second shows this."""
+
+    def peeks(query, key, value, mask=None, *, causal=False):
+        out = explicit(query, key, value, mask, causal=causal)
+        if mask is None or key.shape[-2] != 7:  # quiet where padding is appended
+            return out
+        return out + sign_blind(key[..., -1:, :], value.shape[-1])
+
+    law, limit = LAWS["padding_does_not_matter"], NAMES["padding_does_not_matter"].limit
+    found = [(note, x.max().item() > limit) for x, note in law(candidate(peeks))]
+    assert found == [
+        ("hidden keys changed", False), ("hidden keys changed", True), ("padding appended", False),
+    ]  # fmt: skip
 
 
 def test_laws_are_all_applied_by_the_kit():

@@ -176,6 +176,17 @@ def in_float32_throughout(query, key, value, mask=None, *, causal=False):
     return explicit(query.float(), key.float(), value.float(), mask, causal=causal)
 
 
+def sign_blind(x, width):
+    """Mark the feature that is farthest from the mean: no sign, size or shift of x changes it."""
+    return F.one_hot(F.layer_norm(x, x.shape[-1:]).abs().argmax(-1), width).to(x)
+
+
+def sign_blind_future(query, key, value, mask=None, *, causal=False):
+    out = explicit(query, key, value, mask, causal=causal)
+    later = key.roll(-1, -2)[..., -query.shape[-2] :, :]
+    return out + sign_blind(later, value.shape[-1]) * causal
+
+
 def values_in_reverse(query, key, value, mask=None, *, causal=False):
     return explicit(query, key, value.flip(-2), mask, causal=causal)
 
@@ -196,6 +207,7 @@ WRONG_FUNCTIONS = {
     ),
     "mask on the query": (mask_on_the_query, "True means may attend"),
     "causal mask one late": (causal_one_late, "causality by perturbation"),
+    "later key seen without sign or size": (sign_blind_future, "causality by perturbation"),
     "causal mask one early": (causal_one_early, "last query sees last key"),
     "causal mask aligned top-left": (aligned_top_left, "last query sees last key"),
     "sees only itself": (only_itself, "the past matters"),

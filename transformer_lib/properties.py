@@ -105,14 +105,31 @@ def _misfit(seen: Tensor, visible: Tensor) -> Tensor:
     return torch.where(visible, (seen == 0).to(seen.dtype), seen)
 
 
+def _contents(
+    c: Candidate, inputs: Sequence[Tensor], which: slice, where: Tensor
+) -> Iterator[list[Tensor]]:
+    """Put other content where `where` is True: what `change` does, then entries drawn anew.
+
+    The first is large. The second keeps neither a sign, nor a size, nor an order of features.
+    """
+    yield c.change(inputs, which, where)
+    generator, changed = torch.Generator().manual_seed(0), list(inputs)
+    for i in range(len(inputs))[which]:
+        x = inputs[i]
+        anew = x.flatten()[torch.randperm(x.numel(), generator=generator)].view_as(x)
+        changed[i] = torch.where(along_positions(where, x), anew, x)
+    yield changed
+
+
 def causality_by_perturbation(c: Candidate) -> Iterator[tuple]:
     """No output moves when later inputs change."""
     inputs = c.square()
     before = c(inputs, causal=True)
     places = torch.arange(before.shape[-2])[None]
     for cut in range(1, places.numel()):
-        after = c(c.change(inputs, c.own, places >= cut), causal=True)
-        yield relative_gap(after, before)[..., :cut, :], f"when {cut} and later change"
+        for changed in _contents(c, inputs, c.own, places >= cut):
+            after = c(changed, causal=True)
+            yield relative_gap(after, before)[..., :cut, :], f"when {cut} and later change"
 
 
 def causality_by_gradient(c: AttentionCandidate) -> Iterator[tuple]:
@@ -148,13 +165,14 @@ def true_means_may_attend(c: AttentionCandidate) -> Iterator[tuple]:
 
 
 def padding_does_not_matter(c: Candidate) -> Iterator[tuple]:
-    """Hidden keys may hold anything, and be any number."""
+    """Hidden keys may hold anything finite, and be any number."""
     for inputs in c.forms():
         source, n = inputs[c.keys], inputs[c.keys][0].shape[-2]
         shown = torch.arange(n) < torch.tensor([[n - 2], [n - 3]])
         mask, hidden_too = shown[:, None, None], len(inputs) == 1  # x itself holds padding
-        gap = relative_gap(c(c.change(inputs, c.keys, ~shown), mask), c(inputs, mask))
-        yield gap * shown[..., None] if hidden_too else gap, "hidden keys changed"
+        for changed in _contents(c, inputs, c.keys, ~shown):
+            gap = relative_gap(c(changed, mask), c(inputs, mask))
+            yield gap * shown[..., None] if hidden_too else gap, "hidden keys changed"
         longer = [torch.cat([x, c.other(x[..., :3, :])], dim=-2) for x in source]
         longer = longer + inputs[1:] if len(source) == 1 else inputs[:1] + longer
         mask, before = (torch.arange(n + 3) < n).expand(len(source[0]), 1, 1, -1), c(inputs)
