@@ -229,6 +229,56 @@ def test_pairs_of_a_batch_are_of_similar_length_and_equals_are_shuffled():
     assert len(together[0] & together[1]) < len(together[0]) / 2
 
 
+def positions(batch):
+    return batch.source.numel() + batch.target.numel()
+
+
+@given(
+    n=st.integers(1, 60), max_tokens=st.integers(26, 300), seed=st.integers(0, 9),
+    shuffle=st.booleans(),
+)  # fmt: skip
+def test_trial_batch_is_as_demanding_as_any_batch_of_any_epoch(n, max_tokens, seed, shuffle):
+    sources, targets = pairs(n, seed)
+    batches = PairBatches(sources, targets, max_tokens=max_tokens, seed=seed, shuffle=shuffle)
+    trial = batches.trial_batch()
+    n_rows, width = len(trial.source), trial.source.shape[1] + trial.target.shape[1]
+    assert trial.source.shape[1] == max(map(len, sources)) + 1
+    assert trial.target.shape[1] == max(map(len, targets)) + 2
+    assert trial.source.max() == max(chain([END], *sources))
+    assert trial.target.max() == max(chain([END], *targets))
+    for epoch in range(4):
+        batches.load_state_dict({"epoch": epoch, "next": 0})
+        assert all(positions(batch) <= positions(trial) for batch in batches)
+    longest = longest_of(sources, targets)
+    allowed = max(2 * len(item) * max(longest[i] for i in item) for item in batches.order(0))
+    assert (n_rows - 1) * width < allowed <= 2 * max_tokens
+
+
+def test_trial_batch_has_valid_rows_and_leaves_the_place():
+    sources, targets = pairs(60)
+    batches = PairBatches(sources, targets, max_tokens=97, seed=3)
+    before = batches.state_dict()
+    trial = batches.trial_batch()
+    assert batches.state_dict() == before
+    assert trial.source[:, -1].eq(END).all() and trial.target[:, -1].eq(END).all()
+    assert trial.target[:, 0].eq(BEGIN).all() and trial.source_mask.all()
+    assert trial.n_tokens == trial.labels.numel() and not (trial.labels == PAD).any()
+
+
+def test_trial_batch_of_many_short_pairs_is_not_the_small_batch_of_the_longest():
+    sources, targets = [ids(1)] * 200 + [ids(20)], [ids(1)] * 200 + [ids(20)]
+    batches = PairBatches(sources, targets, max_tokens=60, shuffle=False)
+    largest = max(batches, key=positions)
+    assert largest.source.shape == (20, 2) and largest.target.shape == (20, 3)
+    trial = batches.trial_batch()
+    assert trial.source.shape == (3, 21) and trial.target.shape == (3, 22)  # 129 for 100
+
+
+def test_trial_batch_of_empty_pairs_holds_only_special_tokens():
+    trial = PairBatches([[]] * 3, [[]] * 3, max_tokens=4).trial_batch()
+    assert trial.source.tolist() == [[END]] * 2 and trial.target.tolist() == [[BEGIN, END]] * 2
+
+
 @KINDS
 def test_order_depends_on_seed_and_epoch_and_on_nothing_else(kind):
     def order(seed, epoch):

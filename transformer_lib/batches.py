@@ -98,7 +98,7 @@ class ResumableBatches:
         raise NotImplementedError
 
     def trial_batch(self) -> Any:
-        """Return a batch that is as demanding as any: longest rows, highest ids."""
+        """Return a batch to try before a run; where batches differ, override it."""
         return self.make(self.order(0)[0])
 
     def content(self) -> list[Any]:
@@ -230,14 +230,26 @@ class PairBatches(ResumableBatches):
         return Batch(self._sources.padded(which), self._targets.padded(which), lengths)
 
     def trial_batch(self) -> Batch:
-        """Return the batch of the longest pair, with the rows of the highest ids added."""
-        rows = [int(self._longest.argmax())]
-        for side in (self._sources, self._targets):
-            highest = side.ids.argmax()
-            rows.append(int(side.lengths.argmax()))
-            rows.append(int(torch.searchsorted(side.starts, highest, right=True)) - 1)
-        batch = next(item for item in self.order(0) if rows[0] in item)
-        return self.make(np.union1d(batch, rows))
+        """Return a batch as demanding as any: longest rows, highest ids, no padding.
+
+        Source and target together, it has at least as many positions as any batch of any epoch,
+        and less than one row more than the largest batch that the lengths allow.
+        """
+        sides = self._sources, self._targets
+        widest = np.zeros((2, self._longest.max() + 1), dtype=int)  # of the pairs of each length
+        for side, wide in zip(sides, widest, strict=True):
+            np.maximum.at(wide, self._longest, side.lengths.numpy())
+        most = 0
+        for item in self.order(0):  # from short to long; the lengths are those of every epoch
+            shortest, longest = self._longest[item[[0, -1]]]
+            width = widest[:, shortest : longest + 1].max(axis=1).sum()
+            most = max(most, len(item) * int(width))
+        n_source, n_target = (int(side.lengths.max()) for side in sides)
+        n_rows = -(-most // (n_source + n_target))
+        source = torch.full((n_rows, n_source), int(self._sources.ids.max()))
+        target = torch.full((n_rows, n_target), int(self._targets.ids.max()))
+        source[:, -1], target[:, 0], target[:, -1] = END, BEGIN, END
+        return Batch(source, target, torch.full((n_rows,), n_source))
 
     def content(self) -> list[Any]:
         """List the sizes, the order and the rows."""
