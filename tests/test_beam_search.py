@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_generation import BEGIN, END, POSITIONS, refused
 
+import transformer_lib.beam_search as beam_module
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import Hypothesis, beam_search
+from transformer_lib.cpu import pack_for_decoding
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
+from transformer_lib.multihead import KVCache
 
 
 def make(vocab_size=7, *, seed=0, peaked=2.5, dtype=torch.float64, **options):
@@ -191,7 +194,7 @@ def test_beam_search_allows_more_beams_than_extensions():
 # what is done, and when it stops
 
 
-def test_beam_search_drops_finished_rows_at_once():
+def test_beam_search_drops_finished_sources_when_they_are_a_quarter_of_the_batch():
     model = make(30, seed=0, peaked=3.0)
     source, mask = sources(model, [5, 3, 4, 2, 5, 1, 4, 3], seed=6)
     steps = []
@@ -210,7 +213,50 @@ def test_beam_search_drops_finished_rows_at_once():
     assert len({len(one) for one in alone}) > 2
     steps.clear()
     beam_search(model, source, mask, **options)
-    assert steps == [sum(one) for one in itertools.zip_longest(*alone, fillvalue=0)]
+    wanted, rows = [], 8
+    for n in range(max(map(len, alone))):
+        searched = sum(len(one) > n for one in alone)
+        rows = searched if searched <= rows * 3 / 4 else rows
+        wanted.append(rows * (3 if n else 1))
+    assert steps == wanted and len({*wanted}) > 3
+
+
+@pytest.mark.parametrize("n_kv_heads", [None, 1])
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("beam", [2, 5])
+def test_beam_search_finds_the_same_with_shared_keys_and_with_copies(
+    positions, n_kv_heads, beam, monkeypatch
+):
+    model = make(seed=4, positions=positions, d_model=16, n_heads=4, n_kv_heads=n_kv_heads)
+    source, mask = sources(model, [4, 2, 0, 5, 3], seed=7)
+    options = {"beam": beam, "max_len": 9, "length_penalty": 0.6}
+    found = []
+    for search in (model, pack_for_decoding(model.float()), model.double()):
+        monkeypatch.setattr("transformer_lib.beam_search._WIDE", 1 if found else 16)
+        found.append(beam_search(search, source, mask, **options))
+        monkeypatch.undo()
+    for shared, packed, copied in zip(*found, strict=True):
+        for one, other, third in zip(shared, packed, copied, strict=True):
+            assert one.tokens == other.tokens == third.tokens
+            assert one.log_probability == pytest.approx(third.log_probability, abs=1e-12)
+            assert one.log_probability == pytest.approx(other.log_probability, abs=1e-5)
+
+
+def test_beam_search_stores_the_memory_once_for_each_source_and_moves_no_key(monkeypatch):
+    model = make(9, seed=2)
+    hook = bias(model, END, -math.inf)  # no source ever finishes
+    source, mask = sources(model, [5, 3, 4], seed=1)
+    monkeypatch.setattr(KVCache, "select", lambda *_: pytest.fail("keys were moved"))
+    decoders, decode = [], beam_module._Tree
+    monkeypatch.setattr(beam_module, "_Tree", lambda *a: decoders.append(decode(*a)) or decoders[0])
+    beam_search(model, source, mask, beam=4, max_len=6)
+    (decoder,) = decoders
+    assert len(decoder.memory) == 3
+    for layer in decoder.cache:
+        assert len(layer.cross_attention.stored()[0]) == 3
+        assert layer.self_attention.tree.stored()[0].shape[::2] == (3, 1 + 4 * 5)
+        assert layer.length == 6
+    hook.remove()
 
 
 def test_beam_search_stops_a_row_at_the_first_step_after_which_nothing_can_change():

@@ -166,6 +166,25 @@ def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded)
     assert [c.length for c in caches[0]] == [c.length for c in caches[1]]
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("options", DESIGNS)
+def test_packed_translator_gives_the_same_logits_after_every_token(options, padded):
+    model = seeded(Transformer, **options)
+    ours, source, target = pack_for_decoding(model), ids(2, 6), ids(6, 7)
+    mask = padding_mask(torch.tensor([6, 4])) if padded else None
+    memory, caches = model.encode(source, mask), (model.make_cache(7), ours.make_cache(7))
+    with torch.no_grad():
+        for n in range(7):  # three rows share each memory
+            theirs, mine = (
+                m.decode(target[:, n : n + 1], memory, mask, cache=cache)
+                for m, cache in zip((model, ours), caches, strict=True)
+            )
+            torch.testing.assert_close(mine, theirs, **SHORT)
+        each = (None if x is None else x.repeat_interleave(3, dim=0) for x in (memory, mask))
+        whole = model.decode(target, *each)
+    torch.testing.assert_close(mine, whole[:, -1:], **SHORT)
+
+
 @needs_onednn
 def test_packed_model_uses_the_fast_path_for_single_tokens_only(monkeypatch):
     ours, steps, step = pack_for_decoding(seeded(DecoderOnly)), [], cpu._attend_one
@@ -179,6 +198,21 @@ def test_packed_model_uses_the_fast_path_for_single_tokens_only(monkeypatch):
         ours(ids(2, 1))
         ours.train()(ids(2, 1), cache=cache)
     assert len(steps) == 2
+
+
+@needs_onednn
+def test_packed_translator_uses_the_fast_path_from_the_second_token_on(monkeypatch):
+    ours, steps, step = pack_for_decoding(seeded(Transformer)), [], cpu._mix_one
+    monkeypatch.setattr(cpu, "_mix_one", lambda *rest: steps.append(1) or step(*rest))
+    with torch.no_grad():
+        memory, cache = ours.encode(ids(2, 3)), ours.make_cache(9)
+        ours.decode(ids(2, 1), memory, cache=cache)
+        ours.decode(ids(2, 1), memory)
+        assert not steps
+        ours.decode(ids(2, 1), memory, cache=cache)
+        assert len(steps) == 4  # two layers, which attend twice
+        ours.train().decode(ids(2, 1), memory, cache=cache)
+    assert len(steps) == 4
 
 
 def test_packed_models_generate_what_the_originals_generate():
@@ -228,7 +262,7 @@ def test_packed_linear_packs_weights_once_and_again_after_a_change():
             change()
             for _ in range(2):
                 torch.testing.assert_close(ours(x), F.linear(x, ours.weight, ours.bias), **SHORT)
-                seen.append(ours._packed[2])
+                seen.append(ours._packed[None][2])
     assert all(a is b for a, b in zip(seen[::2], seen[1::2], strict=True))
     assert len({id(layout) for layout in seen}) == 4
     ours.double()

@@ -10,13 +10,21 @@ __all__ = ['Hypothesis', 'beam_search']
 import math
 from bisect import insort
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from .generation import evaluation_copy, incremental_decoder, require_decodable
+from transformer_lib.generation import (
+    PromptDecoder,
+    SourceDecoder,
+    evaluation_copy,
+    incremental_decoder,
+    require_decodable,
+)
 from .models import DecoderOnly, Transformer
+from .multihead import KVCache
 from .shapes import SIZE, require
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #06a67ebd
@@ -46,24 +54,126 @@ def _hypotheses(
         for line, p in pairs
     ]
 
+# %% ../chapters/4_generation/4_beam_search.ipynb #5f0e7a31
+def _children(x: Shaped[Tensor, "B W L"], parent: Int[Tensor, "B N"]) -> Shaped[Tensor, "B N L"]:
+    """Give the rows x[i, parent[i, j]]."""
+    return x.gather(1, parent[..., None].expand(-1, -1, x.shape[2]))
+
+
+class _Rows:
+    """Decode each prefix in a row of its own, which a change of prefixes copies."""
+
+    def __init__(self, decoder: SourceDecoder | PromptDecoder) -> None:
+        self.decoder, self.last, self.shape = decoder, decoder.last, (len(decoder.last), 1)
+
+    def logits(self, tokens: Int[Tensor, "B W"]) -> Float[Tensor, "B W V"]:
+        self.shape = len(tokens), tokens.shape[1]
+        return self.decoder.logits(tokens.reshape(-1, 1)).view(*self.shape, -1)
+
+    def _rows(self, prefix: Int[Tensor, "B N"]) -> Int[Tensor, "R"]:
+        first = torch.arange(0, self.shape[0] * self.shape[1], self.shape[1], device=prefix.device)
+        return (first[:, None] + prefix).flatten()
+
+    def follow(self, parent: Int[Tensor, "B N"]) -> None:
+        """Let prefix j of source i become the old prefix parent[i, j]."""
+        same = tuple(parent.shape) == self.shape
+        (self.decoder.reorder if same else self.decoder.select)(self._rows(parent))
+
+    def select(self, sources: Int[Tensor, "N"]) -> None:
+        """Keep these sources."""
+        every = torch.arange(self.shape[1], device=sources.device).expand(self.shape)
+        self.decoder.select(self._rows(every).view(self.shape)[sources].flatten())
+        self.shape = (len(sources), self.shape[1])
+
+
+class _TreeCache(KVCache):
+    """Keys and values of all prefixes that a source ever had: a tree, of which nothing moves."""
+
+    def __init__(self, max_len: int, n_sources: int, beam: int) -> None:
+        super().__init__(max_len)
+        self.tree, self.n_sources = KVCache(1 + beam * (max_len - 1)), n_sources
+
+    def append(
+        self, key: Float[Tensor, "R G 1 K"], value: Float[Tensor, "R G 1 K"]
+    ) -> tuple[Float[Tensor, "B G N K"], Float[Tensor, "B G N K"]]:
+        """Store a position of each prefix; return all N of each source."""
+        self.length += 1
+        key, value = (x.unflatten(0, (self.n_sources, -1)).squeeze(3) for x in (key, value))
+        return self.tree.append(key.transpose(1, 2), value.transpose(1, 2))
+
+    def select(self, rows: Int[Tensor, "N"]) -> None:
+        self.tree.select(rows)
+        self.n_sources = len(rows)
+
+
+class _Tree(SourceDecoder):
+    """Decode the prefixes of a source as queries of one row, which share memory and past.
+
+    `visible` says which keys of the tree belong to the past of each prefix.
+    """
+
+    def __init__(
+        self, model: Transformer, source: Tensor, mask: Tensor | None, max_len: int, begin: int,
+        beam: int,
+    ) -> None:  # fmt: skip
+        super().__init__(model, source, mask, max_len, begin)
+        B = len(source)
+        trees = [_TreeCache(max_len, B, beam) for _ in self.cache]
+        self.cache = [
+            layer._replace(self_attention=tree)
+            for layer, tree in zip(self.cache, trees, strict=True)
+        ]
+        self.visible = torch.zeros(B, 1, 0, dtype=torch.bool, device=source.device)
+
+    def logits(self, tokens: Int[Tensor, "B W"]) -> Float[Tensor, "B W V"]:
+        B, W = tokens.shape
+        itself = torch.eye(W, dtype=torch.bool, device=tokens.device).expand(B, -1, -1)
+        self.visible = torch.cat([self.visible, itself], dim=2)  # (B, W, N)
+        mask = self.visible.flatten(0, 1)[:, None, None]  # (B W, 1, 1, N)
+        options: dict[str, Any] = {"target_mask": mask, "cache": self.cache}
+        logits = self.model.decode(tokens.reshape(-1, 1), self.memory, self.mask, **options)
+        return logits.view(B, W, -1)
+
+    def follow(self, parent: Int[Tensor, "B N"]) -> None:
+        """Let prefix j of source i continue the old prefix parent[i, j]; no key is copied."""
+        self.visible = _children(self.visible, parent)
+
+    def select(self, rows: Int[Tensor, "N"]) -> None:
+        super().select(rows)
+        self.visible = self.visible[rows]
+
+
+_WIDE = 16  # beams; wider ones would look at too many keys of others
+
+
+def _beams(
+    model: Transformer | DecoderOnly, source: Tensor, mask: Tensor | None, *,
+    max_len: int, begin: int, beam: int,
+) -> _Rows | _Tree:  # fmt: skip
+    """Read the sources; where keys may have other distances than positions, use rows."""
+    if isinstance(model, Transformer) and 1 < beam <= _WIDE:
+        if model.config.positions not in ("alibi", "relative"):
+            return _Tree(model, source, mask, max_len, begin, beam)
+    return _Rows(incremental_decoder(model, source, mask, max_len=max_len, begin=begin))
+
+
 # %% ../chapters/4_generation/4_beam_search.ipynb #d7e819e4
 def _extend(
-    logits: Float[Tensor, "R V"], log_p: Float[Tensor, "B W"], beam: int
+    logits: Float[Tensor, "B W V"], log_p: Float[Tensor, "B W"], beam: int
 ) -> tuple[Float[Tensor, "B N"], Int[Tensor, "B N"], Int[Tensor, "B N"]]:
     """Find the N best one-token extensions of the W prefixes of each source, best first.
 
     Returns:
-        The log-probability, the row of logits (R = B W) and the token of each.
+        The log-probability, the prefix (0 to W - 1) and the token of each.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     step, token = logits.to(exact).log_softmax(dim=-1).topk(min(beam + 1, logits.shape[-1]))
-    (B, W), C = log_p.shape, step.shape[1]
-    grown = (log_p[..., None] + step.unflatten(0, (B, W))).flatten(1)  # (B, W C)
+    W, C = step.shape[1:]
+    grown = (log_p[..., None] + step).flatten(1)  # (B, W C)
     best, place = grown.topk(min(beam + W, W * C))  # (B, N)
     if best.isnan().any():
         raise ValueError("beam_search: the model's logits must not be NaN")
-    first = torch.arange(0, B * W, W, device=place.device)[:, None]
-    return best, first + place // C, token.view(B, -1).gather(1, place)
+    return best, place // C, token.flatten(1).gather(1, place)
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #dd7dbac2
 def _active(
@@ -79,6 +189,9 @@ def _active(
     ]
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #c8e5a19f
+_FINISHED = 1 / 4  # the part of a batch's sources that finish before they are removed from it
+
+
 @torch.inference_mode()
 def beam_search(
     model: Transformer | DecoderOnly, source: Int[Tensor, "B S"],
@@ -111,16 +224,15 @@ def beam_search(
     found: list[list[Hypothesis]] = [[] for _ in range(len(source))]
     if not found:
         return found
-    rows = list(range(len(found)))  # the sources still searched, B of them
+    rows = list(range(len(found)))  # the sources in the batch, B of them
     log_p: Tensor = torch.zeros(len(rows), 1, device=source.device)  # (B, W)
     divisors = [float(n**length_penalty) for n in range(max_len + 1)]
     ready = evaluation_copy(model)
-    decoder = incremental_decoder(ready, source, source_mask, max_len=max_len, begin=begin)
+    decoder = _beams(ready, source, source_mask, max_len=max_len, begin=begin, beam=beam)
     prefixes = decoder.last.long()[:, None, None]  # (B, W, 1 + written)
     for n in range(1, max_len + 1):
-        before, logits = prefixes.shape[:2], decoder.logits(prefixes[:, :, -1].reshape(-1, 1))[:, 0]
-        best, parent, token = _extend(logits, log_p, beam)  # (B, N)
-        grown = torch.cat([prefixes.flatten(0, 1)[parent], token[..., None]], dim=-1)
+        best, parent, token = _extend(decoder.logits(prefixes[:, :, -1]), log_p, beam)  # (B, N)
+        grown = torch.cat([_children(prefixes, parent), token[..., None]], dim=-1)
         ended = ((token == end) & (best > -math.inf))[:, :beam]  # only among the best
         finished, p_finished = grown[:, :beam][ended][:, 1:-1], best[:, :beam][ended]
         whole = _hypotheses(finished, p_finished, divisors[n], finished=True)
@@ -130,12 +242,17 @@ def beam_search(
         log_p, kept = best.masked_fill(token == end, -math.inf).topk(min(beam, best.shape[1]))
         bounds = [p / divisors[max_len] for p in log_p[:, 0].tolist()]
         active = _active([found[row] for row in rows], bounds, beam, patience)
-        rows, on = [rows[i] for i in active], torch.tensor(active, device=kept.device).long()
-        chosen = on[:, None], kept[on]
-        prefixes, log_p, parent = grown[chosen], log_p[on], parent[chosen]  # (B, W, ...)
-        if not rows:
+        on = torch.zeros(len(rows), dtype=torch.bool).index_fill_(0, torch.tensor(active).long(), 1)
+        on = on.to(kept.device)
+        log_p = log_p.masked_fill(~on[:, None], -math.inf)
+        prefixes, parent = _children(grown, kept), parent.gather(1, kept)  # (B, W, ...)
+        if not active:
             break
-        (decoder.reorder if prefixes.shape[:2] == before else decoder.select)(parent.flatten())
+        if len(active) <= len(rows) * (1 - _FINISHED):
+            rows = [rows[i] for i in active]
+            prefixes, log_p, parent = prefixes[on], log_p[on], parent[on]
+            decoder.select(on.nonzero()[:, 0])
+        decoder.follow(parent)
     for row, prefix, p in zip(rows, prefixes, log_p, strict=True):
         real = p > -math.inf
         found[row] += _hypotheses(prefix[real][:, 1:], p[real], divisors[max_len], finished=False)

@@ -9,6 +9,7 @@ __all__ = ['use_onednn', 'pack_for_decoding']
 # %% ../chapters/appendix/g_cpu.ipynb #637f424e
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .layers import EncoderLayer, PreNorm
+from .layers import DecoderLayer, EncoderLayer, LayerCache, PostNorm, PreNorm
 from .multihead import KVCache, MultiHeadAttention, PartialLinear
 
 # %% ../chapters/appendix/g_cpu.ipynb #9b8870e3
@@ -128,18 +129,24 @@ _ROWS = 8  # the layout is chosen for about so many rows at once
 class _PackedLinear(_Linear):
     """A linear layer for inference that keeps a copy of its weights in oneDNN's own layout."""
 
-    _packed: tuple[int, int, Tensor] | None = None
+    _packed: dict[tuple[int, int] | None, tuple[int, int, Tensor]] | None = None
 
     def forward(
         self, x: Float[Tensor, "*batch n"], rows: tuple[int, int] | None = None
     ) -> Float[Tensor, "*batch m"]:
-        weight = self.weight
-        if rows is not None or torch.is_grad_enabled() or not _usable(x, weight):
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if torch.is_grad_enabled() or not _usable(x, weight):
             return super().forward(x, rows)
-        if self._packed is None or self._packed[:2] != (weight.data_ptr(), weight._version):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-            self._packed = (weight.data_ptr(), weight._version, packed)
-        return _ask(x, self._packed[2], self.bias)
+        if self._packed is None:
+            self._packed = {}
+        state = (weight.data_ptr(), weight._version)
+        if rows not in self._packed or self._packed[rows][:2] != state:
+            part = weight if rows is None else weight[slice(*rows)]
+            packed = torch.ops.mkldnn._reorder_linear_weight(part, _ROWS)
+            self._packed[rows] = (*state, packed)
+        bias = bias if rows is None or bias is None else bias[slice(*rows)]
+        return _ask(x, self._packed[rows][2], bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the packed copy out of deep copies and pickles; it is made again when needed."""
@@ -155,14 +162,32 @@ def _attend_one(
     q, k, v = parts[:, :H], parts[:, H : H + G], parts[:, H + G :]
     if scheme is not None:
         q, k = scheme.rotate(q, past.length), scheme.rotate(k, past.length)
-    keys, values = past.append(k, v)  # (B, G, S, K)
+    keys, values = past.append(k, v)  # (N, G, S, K)
     bias = None if scheme is None else scheme.bias(1, keys.shape[2])  # (H, 1, S)
     if bias is not None:
         bias = bias.to(q.dtype).view(1, G, H // G, keys.shape[2])
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-    q = q.reshape(B, G, H // G, K)  # heads that share keys, as if they were several queries
+    return _mix_one(attention, q, keys, values, mask)
+
+
+def _mix_one(
+    attention: MultiHeadAttention, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Attend with q (B, H, 1, K); heads and rows that share keys are several queries of one."""
+    (B, H, _, K), (N, G, S, _) = q.shape, keys.shape
+    W, shared = B // N, H // G
+    if W > 1 and mask is not None and len(mask) != N:  # a mask for each row
+        mask = mask.view(N, 1, W, 1, S).expand(-1, -1, -1, shared, -1).flatten(2, 3)
+    q = q.reshape(N, W, G, shared, K).transpose(1, 2).flatten(2, 3)  # (N, G, W H / G, K)
     mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-    return attention.out_proj(mixed.reshape(B, 1, H * K))
+    return attention.out_proj(mixed.view(N, G, W, shared * K).transpose(1, 2).reshape(B, 1, H * K))
+
+
+def _add(residual: PreNorm | PostNorm, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    """Run a residual connection without dropout; what sublayer returns is overwritten."""
+    if isinstance(residual, PreNorm):
+        return sublayer(residual.norm(x)).add_(x)
+    return residual.norm(sublayer(x).add_(x))
 
 
 class _DecodingLayer(_Replacement, EncoderLayer):
@@ -174,12 +199,31 @@ class _DecodingLayer(_Replacement, EncoderLayer):
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         if cache is None or x.shape[1] != 1 or self.training or self.attention.is_recorded:
             return super().forward(x, mask, causal=causal, cache=cache)
-        first, second = self.attention_residual, self.feed_forward_residual
-        if isinstance(first, PreNorm):
-            x = _attend_one(self.attention, first.norm(x), mask, cache).add_(x)
-            return self.feed_forward(second.norm(x)).add_(x)
-        x = first.norm(_attend_one(self.attention, x, mask, cache).add_(x))
-        return second.norm(self.feed_forward(x).add_(x))
+        x = _add(self.attention_residual, x, lambda h: _attend_one(self.attention, h, mask, cache))
+        return _add(self.feed_forward_residual, x, self.feed_forward)
+
+
+class _DecodingDecoderLayer(_Replacement, DecoderLayer):
+    """The same for a layer that also reads a memory, from its second token on."""
+
+    def forward(
+        self, x: Float[Tensor, "B T D"], memory: Float[Tensor, "N S D"],
+        mask: Bool[Tensor, "..."] | None = None, memory_mask: Bool[Tensor, "..."] | None = None,
+        *, cache: LayerCache | None = None,
+    ) -> Float[Tensor, "B T D"]:  # fmt: skip
+        own, cross = self.self_attention, self.cross_attention
+        recorded = self.training or own.is_recorded or cross.is_recorded
+        if cache is None or x.shape[1] != 1 or recorded or not cache.cross_attention.length:
+            return super().forward(x, memory, mask, memory_mask, cache=cache)
+
+        def read(h: Tensor) -> Tensor:
+            q = cross.in_proj(h, (0, cross.d_model)).view(len(h), cross.n_heads, 1, cross.d_head)
+            return _mix_one(cross, q, *cache.cross_attention.stored(), memory_mask)
+
+        past = cache.self_attention
+        x = _add(self.self_attention_residual, x, lambda h: _attend_one(own, h, mask, past))
+        x = _add(self.cross_attention_residual, x, read)
+        return _add(self.feed_forward_residual, x, self.feed_forward)
 
 # %% ../chapters/appendix/g_cpu.ipynb #004ca210
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -189,8 +233,8 @@ def pack_for_decoding(model: _Model) -> _Model:
     """Copy a model for generating text on a CPU: the same answers, sooner.
 
     The copy is in evaluation mode, needs no gradient, and takes twice the memory: each linear
-    layer keeps a second copy of its weights, in the layout of oneDNN, made at its first use. A
-    DecoderOnly does not call hooks on the parts of its layers when it has a cache and one token.
+    layer keeps a second copy of its weights, in the layout of oneDNN, made at its first use. With
+    a cache and one token, hooks on the parts of a layer are not called.
     The original stays as it is.
     """
     with torch.inference_mode(False):
@@ -199,5 +243,6 @@ def pack_for_decoding(model: _Model) -> _Model:
         kind: _PackedLinear for kind in (nn.Linear, PartialLinear, _Linear)
     }
     kinds[EncoderLayer] = _DecodingLayer  # of a DecoderOnly; in an encoder there is no cache
+    kinds[DecoderLayer] = _DecodingDecoderLayer
     _replace(ours, kinds)
     return ours

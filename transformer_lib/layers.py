@@ -233,7 +233,7 @@ class DecoderLayer(_Layer):
         self.feed_forward_residual = _residual(self, d_model, norm, norm_type, dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], memory: Float[Tensor, "B S D"],
+        self, x: Float[Tensor, "B T D"], memory: Float[Tensor, "N S D"],
         mask: Bool[Tensor, "..."] | None = None, memory_mask: Bool[Tensor, "..."] | None = None,
         *, cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
@@ -241,7 +241,8 @@ class DecoderLayer(_Layer):
 
         Args:
             x: the target so far; with a cache, its new positions alone.
-            memory: what the encoder returned.
+            memory: what the encoder returned; with a cache, each of its N rows may serve B / N
+                neighboring rows of x.
             mask, memory_mask: True where x may attend to x, and to memory.
             cache: read, and extended in place; its cross-attention part keeps the first memory.
         """
@@ -249,8 +250,11 @@ class DecoderLayer(_Layer):
         own: dict[str, Any] = {"mask": mask, "causal": True, "cache": past}
         x = self.self_attention_residual(x, lambda h: self.self_attention(h, **own))
         cross: dict[str, Any] = {"mask": memory_mask, "cache": read}
+        shape, N = x.shape, len(memory)
+        if read is not None and N and len(x) % N == 0:  # neighboring rows may share a memory
+            x = x.reshape(N, -1, shape[2])
         x = self.cross_attention_residual(x, lambda h: self.cross_attention(h, memory, **cross))
-        return self.feed_forward_residual(x, self.feed_forward)
+        return self.feed_forward_residual(x.view(shape), self.feed_forward)
 
     @classmethod
     def from_torch(cls, layer: nn.TransformerDecoderLayer) -> "DecoderLayer":

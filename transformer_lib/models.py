@@ -209,7 +209,7 @@ class Transformer(_TokenModel):
         return self.encoder_norm(x)
 
     def decode(
-        self, target: Int[Tensor, "B T"], memory: Float[Tensor, "B S D"],
+        self, target: Int[Tensor, "B T"], memory: Float[Tensor, "N S D"],
         memory_mask: _Mask = None, *, target_mask: _Mask = None,
         cache: list[LayerCache] | None = None,
     ) -> Float[Tensor, "B T V"]:  # fmt: skip
@@ -217,14 +217,16 @@ class Transformer(_TokenModel):
 
         Args:
             target: with a cache, only the tokens that it has not yet seen.
-            memory: with a cache, that of its first call is kept.
+            memory: with a cache, that of its first call is kept, and each of its N rows may serve
+                B / N neighboring rows of the target, such as the beams of one source.
             memory_mask: True where a memory vector may be attended to.
             target_mask: further limits on the decoder's self-attention.
             cache: from `make_cache`, extended in place; needs `torch.no_grad()`.
         """
         given: dict[str, Any] = {"target": (target, "B T", int, self.config.vocab_size)}
-        given |= {"memory_mask": (memory_mask, "#B H #T S", bool)}
-        require_shapes("Transformer", **given, target_mask=(target_mask, "#B G #T N", bool))
+        given |= {"memory": (memory, "N S D", float)}
+        given |= {"memory_mask": (memory_mask, "#N H #T S", bool)}
+        require_shapes("Transformer", **given, target_mask=(target_mask, "#B G #T P", bool))
         x = self._embed(target, self._cached(cache))
         for i, layer in enumerate(self.decoder):
             past = cache[i] if cache else None

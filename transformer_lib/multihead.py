@@ -234,6 +234,10 @@ class MultiHeadAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     ) -> Float[Tensor, "B H T K"]:
         """Let every head attend; heads of a group share their keys and values."""
+        if len(k) != len(q):  # beams of one source share its keys: they are queries of one row
+            q = q.unflatten(0, (len(k), -1)).squeeze(3).transpose(1, 2)  # (N, H, B / N, K)
+            mask = None if mask is None else mask.view(len(k), 1, q.shape[2], k.shape[2])
+            return self._mix(q, k, v, mask, False).transpose(1, 2).flatten(0, 1)[:, :, None]
         bias = None if self.positions is None else self.positions.bias(q.shape[2], k.shape[2])
         if bias is not None:
             require_shapes("MultiHeadAttention", {"H": self.n_heads}, bias=(bias, "H T S"))

@@ -223,11 +223,17 @@ MUTANTS = [
         "feed-forward before cross-attention",
         "x = self.cross_attention_residual(x, lambda h: "
         "self.cross_attention(h, memory, **cross))\n"
-        "        return self.feed_forward_residual(x, self.feed_forward)",
+        "        return self.feed_forward_residual(x.view(shape), self.feed_forward)",
         "x = self.feed_forward_residual(x, self.feed_forward)\n"
-        "        return self.cross_attention_residual(\n"
+        "        x = self.cross_attention_residual(\n"
         "            x, lambda h: self.cross_attention(h, memory, **cross)\n"
-        "        )",
+        "        )\n"
+        "        return x.view(shape)",
+    ),
+    (
+        "a memory is repeated for neighboring rows",
+        "x = x.reshape(N, -1, shape[2])",
+        "memory = memory.repeat(len(x) // N, 1, 1)",
     ),
     (
         "shared key-value heads ignored",
