@@ -1,5 +1,6 @@
 """Parameters, operations and bytes of a model equal what torch counts, exactly."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -184,6 +185,16 @@ def test_cost_refuses_negative_sizes():
     must = "decoder_only_cost: length must be an integer at least 0, got -5"
     with pytest.raises(ValueError, match=must):
         decoder_only_cost(small(), length=-5)
+
+
+def test_cost_is_of_one_token_and_float32_by_default_and_frozen():
+    config = TransformerConfig.tiny(20)
+    sizes = {"batch_size": 1, "source_len": 1, "target_len": 1, "bytes_per_number": 4}
+    assert cost(config) == cost(config, **sizes)
+    sizes = {"batch_size": 1, "length": 1, "bytes_per_number": 4}
+    assert decoder_only_cost(config) == decoder_only_cost(config, **sizes)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cost(config).parameters = 0
 
 
 def test_cost_of_empty_inputs_is_parameters_only():

@@ -256,6 +256,14 @@ def test_micro_batches_divided_by_all_tokens_give_the_gradient_of_the_batch():
         torch.testing.assert_close(gradient(parts), whole, rtol=1e-9, atol=1e-12)
 
 
+def test_losses_smooth_no_label_by_default():
+    model, batch = translator(), pairs(2, 7, 3)
+    torch.testing.assert_close(translation_loss(model, batch), translation_loss(model, batch, 0.0))
+    model = nn.Sequential(nn.Embedding(V, 5), nn.Linear(5, V))
+    blocks = Blocks(ids(2, N), ids(2, N, seed=1))
+    torch.testing.assert_close(language_loss(model, blocks), language_loss(model, blocks, 0.0))
+
+
 def test_language_loss_counts_every_label():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(V, 5), nn.Linear(5, V)).double()

@@ -1,5 +1,6 @@
 """Sampling: each filter against loops, each draw and each text against its probability."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -65,6 +66,11 @@ def test_top_k_keeps_what_fewer_than_k_tokens_beat(k):
             wanted = {i for i in range(13) if (before > before[i]).sum() < k}
             assert kept(after) == wanted
             assert torch.equal(after[[*wanted]], before[[*wanted]])
+
+
+def test_sampler_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sampler().temperature = 2.0
 
 
 @pytest.mark.parametrize("p", [1e-9, 0.3, 0.7, 0.99, 1.0])

@@ -204,6 +204,13 @@ def test_require_shapes_accepts_one_dtype_on_one_device():
     require_shapes("f", x=(query.to("meta"), "... T K"), key=(key.to("meta"), "... S K"))
 
 
+def test_require_shapes_refuses_a_mask_or_index_on_another_device():
+    for dtype, kind in ((torch.bool, bool), (torch.int64, int)):
+        other = torch.zeros(B, dtype=dtype, device="meta")
+        message = refused(require_shapes, "f", x=(torch.zeros(B), "B"), y=(other, "B", kind))
+        assert message.endswith(f" on cpu, got {dtype} on meta")
+
+
 def test_require_shapes_names_the_first_of_another_dtype_or_device():
     for x in (key.double(), key.long(), key.to("meta"), key.double().to("meta")):
         assert refused(check, key=(x, "... S K")) == (
