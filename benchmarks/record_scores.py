@@ -101,10 +101,7 @@ def about_run(
     return {
         "recipe": recipe,
         "command": f"python -m transformer_lib train {recipe}{_options(recipe, state)}",
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": library_versions(),
+        **about_here(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "model": dataclasses.asdict(model.config),
@@ -116,6 +113,16 @@ def about_run(
         "tokens_per_second": steps[-1]["tokens_per_second"],
         "validation_loss": state["best"][0],
         "best_step": state["best"][1],
+    }
+
+
+def about_here() -> dict[str, Any]:
+    """Say when, from which commit, on what machine and with which packages this is computed."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "versions": library_versions(),
     }
 
 

@@ -32,6 +32,7 @@ EXTRAS_ONLY = (
     "requests",
     "sacrebleu",
     "sacremoses",
+    "ctranslate2",
     "nbdev",
     "fastcore",
     "beartype",

@@ -197,6 +197,11 @@ def test_import_extra_says_how_to_install_a_missing_package(monkeypatch):
     message = str(refusal.value)
     assert message.startswith("seaborn is part of the extra 'chapters': pip install \"executable-")
     assert "-transformer[chapters] @ git+https://github.com/" in message
+    with pytest.raises(ImportError) as refusal:
+        import_extra("seaborn", "other")
+    message = str(refusal.value)
+    assert message.startswith("seaborn is part of the extra 'other': pip install \"executable-")
+    assert "-transformer[other] @ git+https://github.com/" in message
 
 
 def test_require_shapes_accepts_one_dtype_on_one_device():

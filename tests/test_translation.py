@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 import types
 import unicodedata
 from importlib.resources import files
@@ -15,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.record_ctranslate2 import record_way
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import beam_search
 from transformer_lib.datasets import multi30k
 from transformer_lib.generation import greedy
-from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import recording
 from transformer_lib.tokenizer import BEGIN, END, Tokenizer
-from transformer_lib.translation import Translator
+from transformer_lib.translation import Translator, to_ctranslate2
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = Path(str(files("transformer_lib")), "weights")
@@ -394,6 +396,239 @@ def test_alignment_of_the_shipped_model_pairs_dog_with_its_german_word(shipped):
     weights, target, source = shipped.alignment("Ein Hund schläft.", "A dog is sleeping.", layer=1)
     best = source[weights[target.index(" dog")].argmax()]
     assert best == " Hund"
+
+
+# to_ctranslate2
+
+SIZES = {"d_model": 16, "n_heads": 2, "d_ff": 24, "n_encoder_layers": 2, "n_decoder_layers": 3}
+ENGINE = {  # every choice that the engine has, and some together
+    "default": {},
+    "pre": {"norm": "pre"},
+    "pre without a last norm": {"norm": "pre", "final_norm": False},
+    "learned, gelu": {"positions": "learned", "activation": "gelu", "norm": "pre"},
+    "silu, no bias": {"activation": "silu", "bias": False, "norm": "pre"},
+    "relu, no bias, learned, post": {"bias": False, "positions": "learned"},
+    "untied": {"tie_embeddings": False, "norm": "pre"},
+    "untied, post, silu": {"tie_embeddings": False, "activation": "silu"},
+    "all heads have keys": {"n_kv_heads": 2, "attention_dropout": 0.5, "norm": "pre"},
+}
+REFUSED = [
+    ("positions", "rotary", {}), ("positions", "alibi", {}), ("positions", "relative", {}),
+    ("positions", "none", {}), ("norm_type", "rms", {}), ("activation", "swiglu", {}),
+    ("activation", "geglu", {}), ("n_kv_heads", 1, {}), ("final_norm", True, {"norm": "post"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return pytest.importorskip("ctranslate2", reason="needs the extra ctranslate2")
+
+
+def random_model(end=0.8, **changes):
+    """A model whose choices are clear and depend on the source; with end=-1 it never ends."""
+    options = SIZES | {"max_len": 29, "dropout": 0.5} | changes
+    model = Transformer(TransformerConfig.tiny(37, **options)).eval()
+    inputs = []
+    hook = model.output.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)  # no bias stays at 0
+        logits = model(*torch.randint(4, 37, (2, 64, 8)))  # then END gets a logit beside the best
+        mean, best = inputs[0].mean(dim=(0, 1)), logits.amax(dim=-1).mean()
+        model.output.weight[END] = end * mean * best / mean.square().sum()
+    hook.remove()
+    return model
+
+
+def rows_of_engine(engine, folder, sources, kind="float32", **options):
+    ready = engine.Translator(str(folder), device="cpu", compute_type=kind, intra_threads=1)
+    texts = [[*map(str, source), str(END)] for source in sources]
+    options = {"beam_size": 5, "max_batch_size": 32, "max_decoding_length": 28} | options
+    options |= {"min_decoding_length": 0}
+    return [
+        [int(token) for token in one.hypotheses[0]]
+        for one in ready.translate_batch(texts, **options)
+    ]
+
+
+def score_of(model, source, row, max_len=28):
+    """What a beam with a length penalty of 1 maximizes."""
+    target = row + [END] if len(row) < max_len else row
+    source, shifted = torch.tensor([[*source, END]]), torch.tensor([[BEGIN, *target[:-1]]])
+    with torch.no_grad():
+        steps = model(source, shifted)[0].log_softmax(dim=-1)
+    return steps[range(len(target)), target].sum().item() / len(target)
+
+
+def rows_of_library(model, sources, beam, max_len=28):
+    lengths = torch.tensor([len(source) + 1 for source in sources])
+    tokens = torch.zeros(len(sources), int(lengths.max()), dtype=torch.long)
+    for row, source in zip(tokens, sources, strict=True):
+        row[: len(source) + 1] = torch.tensor([*source, END])
+    mask = padding_mask(lengths, tokens.shape[1])
+    if beam == 1:
+        return greedy(model, tokens, mask, max_len=max_len)
+    found = beam_search(model, tokens, mask, beam=beam, max_len=max_len, patience=1.0)
+    # Ours puts what max_len cut short last; the engine ranks it by its score.
+    return [max(hypotheses, key=lambda one: one.score).tokens for hypotheses in found]
+
+
+def agree(model, sources, ours, theirs):
+    for source, mine, row in zip(sources, ours, theirs, strict=True):
+        if mine != row:  # only where both are as good: the engine adds in another order
+            gap = abs(score_of(model, source, mine) - score_of(model, source, row))
+            print(f"{mine} and {row} differ by {gap:.1e} nats per token")
+            assert gap < 1e-4
+
+
+@pytest.mark.parametrize("name", ENGINE)
+def test_to_ctranslate2_gives_what_the_model_gives(engine, tmp_path, name):
+    sources = [torch.randint(4, 37, (n,)).tolist() for n in (1, 2, 3, 5, 7, 11, 13, 17)]
+    model = random_model(**ENGINE[name])
+    folder = tmp_path / "new" / "model"
+    assert to_ctranslate2(model, folder) == folder
+    ours = rows_of_library(model, sources, 1)
+    agree(model, sources, ours, rows_of_engine(engine, folder, sources, beam_size=1))
+    targets = [torch.randint(4, 37, (n,)).tolist() for n in (19, 17, 13, 11, 7, 5, 3, 2)]
+    ready = engine.Translator(str(folder), device="cpu", compute_type="float32", intra_threads=1)
+    texts = [[*map(str, source), str(END)] for source in sources]
+    scored = ready.score_batch(texts, [list(map(str, target)) for target in targets])
+    for source, target, found in zip(sources, targets, scored, strict=True):
+        mean, ours = sum(found.log_probs) / (len(target) + 1), score_of(model, source, target)
+        assert mean == pytest.approx(ours, rel=1e-4)  # sums of thousands, in another order
+        assert abs(ours / score_of(model, [4, 5], target) - 1) > 2e-4  # the source matters
+    endless = random_model(end=-1.0, **ENGINE[name])  # the searches stop by rules of their own
+    to_ctranslate2(endless, folder)
+    ours, theirs = rows_of_library(endless, sources, 5), rows_of_engine(engine, folder, sources)
+    assert {len(row) for row in ours} == {28}
+    agree(endless, sources, ours, theirs)
+
+
+def test_to_ctranslate2_copies_the_constant_of_the_norms(engine, tmp_path):
+    model = random_model(norm="pre")
+    sources = [[5, 7, 11], [13, 4], [17, 19, 23, 29]]
+    before = rows_of_library(model, sources, 5)
+    for part in model.modules():
+        if isinstance(part, torch.nn.LayerNorm):
+            part.eps = 3.0
+    after = rows_of_library(model, sources, 5)
+    assert after != before
+    to_ctranslate2(model, tmp_path / "model")
+    assert rows_of_engine(engine, tmp_path / "model", sources) == after
+
+
+def test_to_ctranslate2_takes_a_model_of_another_precision_and_leaves_it_alone(engine, tmp_path):
+    model = random_model(norm="pre").bfloat16().train()
+    before = copy.deepcopy(model.state_dict())
+    to_ctranslate2(model, tmp_path / "model")
+    assert model.training and model.output.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    plain = model.float().eval()
+    sources = [[5, 7, 11], [13, 4], [17, 19, 23, 29]]
+    assert rows_of_engine(engine, tmp_path / "model", sources) == rows_of_library(plain, sources, 5)
+
+
+def test_to_ctranslate2_gives_the_texts_of_the_shipped_model(engine, tmp_path):
+    translator = Translator.load("multi30k-en-de")
+    captions = (ROOT / "tests" / "captions.txt").read_text("utf-8").splitlines()
+    assert len(set(captions)) == 100
+    to_ctranslate2(translator.model, tmp_path / "model")
+    encode, decode = translator.tokenizer.encode_all, translator.tokenizer.decode
+    rows = rows_of_engine(engine, tmp_path / "model", encode(captions), max_decoding_length=60)
+    ours = translator(captions)
+    differ = [pair for pair in zip(ours, map(decode, rows), strict=True) if pair[0] != pair[1]]
+    assert not differ
+
+
+def test_record_ctranslate2_compares_both_kinds_with_the_library(engine, corpus):
+    found = record_way("multi30k-de-en", 3)
+    assert found["weights_sha256"] == recorded("multi30k-de-en")["weights_sha256"]
+    assert found["sentences"] == 3 and list(found["engine"]) == ["float32", "int8"]
+    exact = {"equal": 3, "bleu_13a": found["bleu_13a"]}
+    assert found["engine"]["float32"] == exact and found["engine"]["int8"]["bleu_13a"] > 0
+
+
+@pytest.mark.parametrize("field, value, others", REFUSED)
+def test_to_ctranslate2_refuses_by_name_what_the_engine_cannot_run(tmp_path, field, value, others):
+    model = random_model(**{field: value}, **others)
+    allowed = {
+        "positions": ("sinusoidal", "learned"), "norm_type": ("layer",), "n_kv_heads": (2,),
+        "activation": ("relu", "gelu", "silu"), "final_norm": (False,),
+    }[field]  # fmt: skip
+    message = f"to_ctranslate2: {field} must be one of {allowed}, got {value!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        to_ctranslate2(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_to_ctranslate2_refuses_norms_with_different_constants(tmp_path):
+    model = random_model(norm="pre")
+    model.decoder_norm.eps = 1e-3
+    with pytest.raises(ValueError, match=r"eps must be one of \(1e-05,\), got 0\.001"):
+        to_ctranslate2(model, tmp_path / "model")
+
+
+def test_to_ctranslate2_refuses_parameters_that_the_engine_does_not_know(tmp_path):
+    model = random_model()
+    model.encoder[1].adapter = torch.nn.Linear(3, 5)
+    with pytest.raises(ValueError, match="of a Transformer, got encoder.1.adapter.bias"):
+        to_ctranslate2(model, tmp_path / "model")
+
+
+def test_to_ctranslate2_needs_the_four_special_tokens(tmp_path):
+    model = Transformer(TransformerConfig.tiny(3, **SIZES))
+    with pytest.raises(ValueError, match="vocab_size must be an integer at least 4, got 3"):
+        to_ctranslate2(model, tmp_path / "model")
+
+
+@pytest.mark.bad_input
+def test_to_ctranslate2_refuses_a_decoder_without_an_encoder(tmp_path):
+    with pytest.raises(ValueError, match="must be a Transformer, got a DecoderOnly"):
+        to_ctranslate2(DecoderOnly(TransformerConfig.tiny(37, **SIZES)), tmp_path / "model")
+
+
+def test_to_ctranslate2_replaces_its_own_folder_only(engine, tmp_path):
+    model, folder = random_model(), tmp_path / "model"
+    folder.mkdir()
+    to_ctranslate2(model, folder)  # empty
+    names = {"config.json", "export.json", "model.bin", "shared_vocabulary.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    first = (folder / "model.bin").read_bytes()
+    to_ctranslate2(random_model(norm="pre"), folder)
+    assert (folder / "model.bin").read_bytes() != first
+    seal = (folder / "export.json").read_text("utf-8")
+    for text in ("{}", "[]", "no json", '{"class": "Transformer"}'):
+        (folder / "export.json").write_text(text, "utf-8")
+        with pytest.raises(ValueError, match="that are not from an export"):
+            to_ctranslate2(model, folder)
+    (folder / "export.json").write_text(seal, "utf-8")
+    (folder / "notes.txt").write_text("mine", "utf-8")
+    with pytest.raises(ValueError, match=r"export \(config.json, export.json, model.bin\); choose"):
+        to_ctranslate2(model, folder)
+    assert (folder / "notes.txt").read_text("utf-8") == "mine"
+    with pytest.raises(ValueError, match="notes.txt is a file; choose another folder"):
+        to_ctranslate2(model, folder / "notes.txt")
+
+
+def test_to_ctranslate2_says_how_to_install_the_engine(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2.specs", None)
+    with pytest.raises(ImportError, match="part of the extra 'ctranslate2': pip install"):
+        to_ctranslate2(random_model(), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_to_ctranslate2_writes_the_whole_folder_or_nothing(engine, tmp_path, monkeypatch):
+    folder = to_ctranslate2(random_model(), tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(json, "dumps", fail)  # of the last file
+    with pytest.raises(OSError, match="disk is full"):
+        to_ctranslate2(random_model(norm="pre"), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 # What the repository holds

@@ -107,8 +107,8 @@ def require(function: str, **values: tuple[Any, Any]) -> None:
             raise ValueError(f"{function}: {name} must be {rule}, got {value!r}")
 
 # %% ../chapters/appendix/a_shapes.ipynb #78ae545c
-def import_extra(package: str) -> Any:
-    """Import a package of the extra 'chapters'.
+def import_extra(package: str, extra: str = "chapters") -> Any:
+    """Import a package of an extra of this library.
 
     Raises:
         ImportError: if it is not installed, with the command that installs it.
@@ -117,6 +117,6 @@ def import_extra(package: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"{package} is part of the extra 'chapters': pip install "
-            '"executable-transformer[chapters] @ git+https://github.com/OWNER/executable-transformer"'
+            f"{package} is part of the extra '{extra}': pip install "
+            f'"executable-transformer[{extra}] @ git+https://github.com/OWNER/executable-transformer"'
         ) from error

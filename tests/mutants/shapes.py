@@ -73,7 +73,7 @@ MUTANTS = [
     ),
     (
         "a missing extra names no remedy",
-        "executable-transformer[chapters] @",
+        "executable-transformer[{extra}] @",
         "executable-transformer @",
     ),
     (

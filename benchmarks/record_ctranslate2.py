@@ -1,0 +1,75 @@
+"""Translate Multi30k's test set with the library and with CTranslate2, and count equal texts.
+
+python -m benchmarks.record_ctranslate2 results/ctranslate2.json
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record_scores import about_here, write_lines
+from transformer_lib.bleu import bleu
+from transformer_lib.datasets import multi30k
+from transformer_lib.shapes import import_extra
+from transformer_lib.tokenizer import END
+from transformer_lib.translation import Translator, to_ctranslate2
+
+WAYS = ("multi30k-de-en", "multi30k-en-de")
+KINDS = ("float32", "int8")
+
+
+def engine_texts(
+    translator: Translator, folder: str | Path, texts: list[str], *, kind: str, beam: int
+) -> list[str]:
+    """Translate with the engine, by the search that the Translator makes."""
+    engine = import_extra("ctranslate2", "ctranslate2")
+    encode, decode = translator.tokenizer.encode_all, translator.tokenizer.decode
+    sources = [[*map(str, ids), str(END)] for ids in encode(texts)]
+    longest = min(translator.model.config.max_len, 2 * max(map(len, sources)) + 10)
+    ready = engine.Translator(str(folder), device="cpu", compute_type=kind, intra_threads=1)
+    found = ready.translate_batch(
+        sources, beam_size=beam, max_batch_size=32,
+        min_decoding_length=0, max_decoding_length=longest,
+    )  # fmt: skip
+    return [decode([int(token) for token in one.hypotheses[0]]) for one in found]
+
+
+def record_way(name: str, n_sentences: int | None = None) -> dict[str, Any]:
+    """Compare both on the first n_sentences of the test set of one direction; None means all."""
+    _, source, target = name.split("-")
+    translator = Translator.load(name)
+    pairs = multi30k(source, target, "test_2016_flickr")[:n_sentences]
+    texts, references = map(list, zip(*pairs, strict=True))
+    ours = translator(texts, beam=5)
+    weights = Path(str(files("transformer_lib")), "weights", name, "model.safetensors")
+    found: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    found |= {"sentences": len(texts), "bleu_13a": bleu(ours, references).bleu, "engine": {}}
+    with tempfile.TemporaryDirectory() as place:
+        folder = to_ctranslate2(translator.model, Path(place, name))
+        for kind in KINDS:
+            theirs = engine_texts(translator, folder, texts, kind=kind, beam=5)
+            found["engine"][kind] = {
+                "equal": sum(map(str.__eq__, ours, theirs)),
+                "bleu_13a": bleu(theirs, references).bleu,
+            }
+    return found
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m benchmarks.record_ctranslate2 OUT")
+    about = {"command": "python -m benchmarks.record_ctranslate2 results/ctranslate2.json"}
+    about |= about_here()
+    about["versions"]["ctranslate2"] = version("ctranslate2")
+    found = about | {"beam": 5, "ways": {name: record_way(name) for name in WAYS}}
+    write_lines(Path(sys.argv[1]), [json.dumps(found, indent=1)])
+    print(json.dumps(found["ways"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
