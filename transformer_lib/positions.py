@@ -203,8 +203,9 @@ def _along_diagonals(
 class AlibiBias(_Formula, PositionScheme):
     """Lower each score by slope x distance, with one fixed slope per head.
 
-    Press et al. (2022), Section 3: slopes 2**(-8h/H) for h = 1..H; for an H that is no power of
-    two, those of the largest power of two within H and then every other one of the next power.
+    Press et al. (2022), Section 3: slopes 2**(-8h/H) for h = 1..H. For an H that is no power of
+    two, as in the authors' code, those of the largest power of two within H, then every other one
+    of the next power.
     Symmetric, so that encoders can use it; under a causal mask it is the paper's.
     """
 
