@@ -12,7 +12,7 @@ from torch import nn
 import transformer_lib.cpu as cpu
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import beam_search
-from transformer_lib.cpu import pack_for_decoding, use_onednn
+from transformer_lib.cpu import pack_for_decoding, quantize_for_decoding, use_onednn
 from transformer_lib.generation import greedy
 from transformer_lib.losses import token_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
@@ -277,6 +277,41 @@ def test_packed_does_not_pack_a_layer_that_trains(asked):
     ours = cpu._replaced(linear, cpu._PackedLinear)
     ours(torch.randn(3, 5)).sum().backward()
     assert ours._packed is None and linear.weight.grad is not None
+
+
+@needs_onednn
+@pytest.mark.parametrize("rows", [None, (2, 5)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_int8_linear_rounds_weights_to_255_levels_and_inputs_to_128(bias, rows):
+    torch.manual_seed(0)
+    linear = PartialLinear(33, 7, bias=bias).requires_grad_(False)
+    ours, x = cpu._replaced(linear, cpu._Int8Linear), torch.randn(2, 3, 33)
+    step = linear.weight.abs().amax(dim=1, keepdim=True) / 127
+    weight = (linear.weight / step).round() * step
+    low, high = x.min(), x.max()
+    size = (high - low) / 127
+    zero = (-low / size).round()
+    whole = ((x / size + zero).round() - zero) * size
+    part = slice(None) if rows is None else slice(*rows)
+    expected = F.linear(whole, weight[part], linear.bias[part] if bias else None)
+    with torch.no_grad():
+        found, exact = ours(x, rows), linear(x, rows)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - exact).abs().max() > 1e-3
+    assert whole.unique().numel() > 64
+
+
+def test_quantized_models_stay_close_to_the_originals():
+    for kind in (DecoderOnly, Transformer):
+        model, source = seeded(kind), ids(4, 6)
+        ours = quantize_for_decoding(model)
+        assert isinstance(ours, kind) and not ours.training
+        inputs = (source,) if kind is DecoderOnly else (source, source)
+        with torch.no_grad():
+            theirs, mine = model(*inputs), ours(*inputs)
+        assert 0 < (mine - theirs).abs().max() < 0.2 * theirs.abs().max()  # 7.5 % for seed 0
+        assert len(greedy(ours, source, max_len=5)) == 4
+        assert {type(m) for m in ours.modules() if isinstance(m, nn.Linear)} == {cpu._Int8Linear}
 
 
 def test_recording_works_with_a_packed_model():
