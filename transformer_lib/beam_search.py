@@ -156,7 +156,6 @@ def _beams(
             return _Tree(model, source, mask, max_len, begin, beam)
     return _Rows(incremental_decoder(model, source, mask, max_len=max_len, begin=begin))
 
-
 # %% ../chapters/4_generation/4_beam_search.ipynb #d7e819e4
 def _extend(
     logits: Float[Tensor, "B W V"], log_p: Float[Tensor, "B W"], beam: int
