@@ -401,7 +401,7 @@ def test_alignment_of_the_shipped_model_pairs_dog_with_its_german_word(shipped):
 # to_ctranslate2
 
 SIZES = {"d_model": 16, "n_heads": 2, "d_ff": 24, "n_encoder_layers": 2, "n_decoder_layers": 3}
-ENGINE = {  # every choice that the engine has, and some together
+ENGINE = {  # every choice that can be converted, and some together
     "default": {},
     "pre": {"norm": "pre"},
     "pre without a last norm": {"norm": "pre", "final_norm": False},
@@ -549,7 +549,7 @@ def test_record_ctranslate2_compares_both_kinds_with_the_library(engine, corpus)
 
 
 @pytest.mark.parametrize("field, value, others", REFUSED)
-def test_to_ctranslate2_refuses_by_name_what_the_engine_cannot_run(tmp_path, field, value, others):
+def test_to_ctranslate2_refuses_by_name_what_it_cannot_convert(tmp_path, field, value, others):
     model = random_model(**{field: value}, **others)
     allowed = {
         "positions": ("sinusoidal", "learned"), "norm_type": ("layer",), "n_kv_heads": (2,),

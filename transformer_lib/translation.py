@@ -169,7 +169,7 @@ def to_ctranslate2(model: Transformer, folder: str | Path) -> Path:
 
     Raises:
         ImportError: without the extra 'ctranslate2'.
-        ValueError: if the engine cannot run the model, or the folder holds other files.
+        ValueError: if the model is another one, or the folder holds other files.
     """
     own = "to_ctranslate2"
     if not isinstance(model, Transformer):
