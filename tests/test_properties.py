@@ -118,6 +118,29 @@ def test_independence_is_measured_relative_to_the_outputs_of_the_whole(law, axis
     assert worst(LAWS[law], ten_times) == pytest.approx(9)
 
 
+def all_nan(query, key, value, mask=None, *, causal=False):
+    return explicit(query, key, value, mask, causal=causal) * torch.nan
+
+
+@pytest.mark.parametrize(
+    "law", sorted(LAWS.keys() - {"inputs_stay_unchanged", "cache_equals_no_cache"})
+)
+def test_laws_do_not_let_nan_pass(law):
+    """The two left out do not read the outputs, or do not apply to functions."""
+    try:
+        assert worst(LAWS[law], all_nan) > NAMES[law].limit
+    except RuntimeError as error:  # of gradcheck
+        assert law == "gradients_by_finite_differences" and "Jacobian" in str(error)
+
+
+def test_influence_of_nan_is_not_the_influence_that_a_visible_key_must_have():
+    seen = torch.tensor([[torch.nan, 0.0, 2.0], [torch.nan, 0.0, 2.0]])
+    visible = torch.tensor([[True] * 3, [False] * 3])
+    found = properties._misfit(seen, visible).tolist()
+    assert found[0] == [1.0, 1.0, 0.0] and found[1][1:] == [0.0, 2.0]
+    assert found[1][0] != found[1][0]
+
+
 def test_padding_law_finds_hidden_content_seen_without_sign_or_size():
     """It changes the padding to something large, and to fresh content: the second shows this."""
 

@@ -102,7 +102,7 @@ def along_positions(positions: Tensor, x: Tensor) -> Tensor:
 # %% ../chapters/1_attention/5_properties.ipynb #4a0b0110
 def _misfit(seen: Tensor, visible: Tensor) -> Tensor:
     """Influence where none may be; 1 where some must be and none is."""
-    return torch.where(visible, (seen == 0).to(seen.dtype), seen)
+    return torch.where(visible, (~(seen > 0)).to(seen.dtype), seen)  # NaN is none
 
 
 def _contents(
@@ -141,7 +141,8 @@ def causality_by_gradient(c: AttentionCandidate) -> Iterator[tuple]:
 def past_matters(c: AttentionCandidate) -> Iterator[tuple]:
     """Every output has a gradient with respect to each earlier input."""
     seen = influence(lambda *inputs: c(inputs, causal=True), c.square())
-    yield ((seen == 0) & (torch.ones_like(seen).tril() > 0)).double(), "", "batch", "query", "key"
+    missing = ~(seen > 0) & (torch.ones_like(seen).tril() > 0)  # NaN is missing, too
+    yield missing.double(), "", "batch", "query", "key"
 
 
 def last_query_sees_last_key(c: AttentionCandidate) -> Iterator[tuple]:
