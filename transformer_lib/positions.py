@@ -226,7 +226,7 @@ class AlibiBias(_Formula, PositionScheme):
         return torch.tensor(slopes)
 
     def bias(self, n_queries: int, n_keys: int) -> Float[Tensor, "H T S"]:
-        """Say how much each head lowers each score, in nats; at least in float32."""
+        """Say how much each head lowers each score; at least in float32."""
         distance = _distances("AlibiBias", n_queries, n_keys, self.slopes.device).abs()
         slopes = self.slopes.to(torch.promote_types(self.slopes.dtype, torch.float32))
         return _along_diagonals(-slopes[:, None] * distance, n_queries, n_keys)
@@ -271,7 +271,7 @@ class RelativeBias(PositionScheme):
         return later + torch.where(away < exact, away, far)
 
     def bias(self, n_queries: int, n_keys: int) -> Float[Tensor, "H T S"]:
-        """Look up what each head adds to each score, in nats."""
+        """Look up what each head adds to each score."""
         distance = _distances("RelativeBias", n_queries, n_keys, self.table.device)
         return _along_diagonals(self.table[self.bucket(distance)].mT, n_queries, n_keys)
 
@@ -330,7 +330,7 @@ class YarnScaling(_Scaling):
         length, pairs = (self.trained_length, "a number at least 1"), "an integer at least 2"
         require("YarnScaling", trained_length=length, n_pairs=(len(rates), pairs))
         turns = rates * self.trained_length / (2 * math.pi)
-        step = (turns[0] / turns[-1]).log() / (len(rates) - 1)  # from pair to pair, in nats
+        step = (turns[0] / turns[-1]).log() / (len(rates) - 1)  # from pair to pair
         low = ((turns[0] / self.fast).log() / step).floor().clamp_min(0)
         high = ((turns[0] / self.slow).log() / step).ceil().clamp_max(2 * len(rates) - 1)
         slowed = (torch.arange(len(rates)).to(rates) - low) / (high - low).clamp_min(1e-3)
