@@ -328,7 +328,7 @@ def tiled_attend(
     _require_inputs("tiled_attend", query, key, value, mask)
     require("tiled_attend", block=(block, SIZE))
     query, key, value = _as_autocast(query, key, value)
-    if torch.compiler.is_compiling():  # which drops this function's gradient on PyTorch 2.11
+    if torch.compiler.is_compiling():  # PyTorch 2.11 drops this gradient, 2.13 does not
         return attend_unchecked(query, key, value, mask, causal=causal)
     with _full_range(query.device):
         return _TiledAttention.apply(query, key, value, mask, causal, block)
