@@ -1,4 +1,4 @@
-"""Translate Multi30k's test set with the library and with CTranslate2, and count equal texts.
+"""Translate Multi30k's test set in float32 and 8 bits, and with CTranslate2; count equal texts.
 
 python -m benchmarks.record_ctranslate2 results/ctranslate2.json
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.record_scores import about_here, write_lines
 from transformer_lib.bleu import bleu
+from transformer_lib.cpu import quantize_for_decoding
 from transformer_lib.datasets import multi30k
 from transformer_lib.shapes import import_extra
 from transformer_lib.tokenizer import END
@@ -39,6 +40,11 @@ def engine_texts(
     return [decode([int(token) for token in one.hypotheses[0]]) for one in found]
 
 
+def compare(ours: list[str], theirs: list[str], references: list[str]) -> dict[str, Any]:
+    equal = sum(map(str.__eq__, ours, theirs))
+    return {"equal": equal, "bleu_13a": bleu(theirs, references).bleu}
+
+
 def record_way(name: str, n_sentences: int | None = None) -> dict[str, Any]:
     """Compare both on the first n_sentences of the test set of one direction; None means all."""
     _, source, target = name.split("-")
@@ -49,14 +55,13 @@ def record_way(name: str, n_sentences: int | None = None) -> dict[str, Any]:
     weights = Path(str(files("transformer_lib")), "weights", name, "model.safetensors")
     found: dict[str, Any] = {"weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     found |= {"sentences": len(texts), "bleu_13a": bleu(ours, references).bleu, "engine": {}}
+    rounded = Translator(quantize_for_decoding(translator.model), translator.tokenizer)
+    found["int8"] = compare(ours, rounded(texts, beam=5), references)
     with tempfile.TemporaryDirectory() as place:
         folder = to_ctranslate2(translator.model, Path(place, name))
         for kind in KINDS:
             theirs = engine_texts(translator, folder, texts, kind=kind, beam=5)
-            found["engine"][kind] = {
-                "equal": sum(map(str.__eq__, ours, theirs)),
-                "bleu_13a": bleu(theirs, references).bleu,
-            }
+            found["engine"][kind] = compare(ours, theirs, references)
     return found
 
 

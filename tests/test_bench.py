@@ -22,7 +22,7 @@ from benchmarks import (
 from benchmarks.harness import Built, Case, Competitor, Row, Setting, measure, run_suite, standing
 from benchmarks.peers import PlainAttention, PlainGPT, training_step
 
-SUITES = (attention, generation, growth, language, multihead, start, translation)
+SUITES = (attention, engine, generation, growth, language, multihead, start, translation)
 
 
 def sleeper(name, seconds, role="peer", calls=None, note=""):
