@@ -10,6 +10,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     attention,
     dropout,
+    engine,
     generation,
     growth,
     harness,

@@ -546,6 +546,7 @@ def test_record_ctranslate2_compares_both_kinds_with_the_library(engine, corpus)
     assert found["sentences"] == 3 and list(found["engine"]) == ["float32", "int8"]
     exact = {"equal": 3, "bleu_13a": found["bleu_13a"]}
     assert found["engine"]["float32"] == exact and found["engine"]["int8"]["bleu_13a"] > 0
+    assert found["int8"]["bleu_13a"] > 0 and 0 <= found["int8"]["equal"] <= 3
 
 
 @pytest.mark.parametrize("field, value, others", REFUSED)
