@@ -63,7 +63,7 @@ def cosine(step: int, warmup: int, n_steps: int) -> float:
 def wsd(step: int, warmup: int, n_steps: int) -> float:
     """Rise to 1 in warmup steps, stay, then fall on a line to 0 in the last n_steps // 5.
 
-    Warm-up-stable-decay: Hu et al. (2024); Hagele et al. (2024) also decay linearly.
+    Warm-up-stable-decay: Hu et al. (2024); Hägele et al. (2024) also decay linearly.
     """
     if step <= warmup:
         return step / max(1, warmup)
