@@ -27,7 +27,7 @@ class Batch:
     """A batch of pairs: `source` ends with END, `target` runs from BEGIN to END, then PAD."""
 
     source: Int[Tensor, "B S"]
-    target: Int[Tensor, "B T"]
+    target: Int[Tensor, "B T_plus_1"]
     source_lengths: Int[Tensor, "B"]
 
     @property
@@ -230,10 +230,11 @@ class PairBatches(ResumableBatches):
         return Batch(self._sources.padded(which), self._targets.padded(which), lengths)
 
     def trial_batch(self) -> Batch:
-        """Return a batch as demanding as any: longest rows, highest ids, no padding.
+        """Return a batch to try first: longest rows, highest ids, no padding.
 
         Source and target together, it has at least as many positions as any batch of any epoch,
-        and less than one row more than the largest batch that the lengths allow.
+        and less than one row more than the largest batch that the lengths allow. Its labels alone
+        can be fewer.
         """
         sides = self._sources, self._targets
         widest = np.zeros((2, self._longest.max() + 1), dtype=int)  # of the pairs of each length
