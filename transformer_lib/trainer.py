@@ -165,7 +165,7 @@ class TrainingBatch(Protocol):
 class Batches(Protocol):
     """Batches in an order that can be resumed anywhere; state_dict must fit into JSON.
 
-    Two more methods are used if present: `trial_batch()` returns the hardest batch,
+    Two more methods are used if present: `trial_batch()` returns the largest batch,
     which the trainer tries before step 1, and `fingerprint()` a text that differs if the data
     does, which `Trainer.resume` compares. The classes of `batches` have both. An attribute
     `one_shape` that is True says that all batches have one shape (except an epoch's last).
