@@ -272,7 +272,7 @@ def pack_for_decoding(model: _Model) -> _Model:
 
 
 def quantize_for_decoding(model: _Model) -> _Model:
-    """As pack_for_decoding, with weights of 8 bits in linear layers: sooner still, but rounded."""
+    """As pack_for_decoding, with weights of 8 bits in linear layers: sooner, but rounded."""
     return _packed_copy(model, _Int8Linear)
 
 
