@@ -26,10 +26,10 @@ def by_engine(kind: str, beam: int) -> Translate:
     import ctranslate2
 
     translator = Translator.load(MODEL)
-    folder = Path(tempfile.mkdtemp(prefix="engine-"), "model")
-    to_ctranslate2(translator.model, folder)
     threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
-    engine = ctranslate2.Translator(str(folder), compute_type=kind, **threads)
+    with tempfile.TemporaryDirectory() as place:  # the engine reads the files at once
+        folder = to_ctranslate2(translator.model, Path(place, "model"))
+        engine = ctranslate2.Translator(str(folder), compute_type=kind, **threads)
     tokenizer = translator.tokenizer
     options = {"beam_size": beam, "max_batch_size": 4096, "batch_type": "tokens"}
     options |= {"length_penalty": 1.0 if beam > 1 else 0.0, "max_decoding_length": 120}

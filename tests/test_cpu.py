@@ -166,12 +166,12 @@ def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded)
     assert [c.length for c in caches[0]] == [c.length for c in caches[1]]
 
 
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("lengths", [None, [6, 4], [4]])
 @pytest.mark.parametrize("options", DESIGNS)
-def test_packed_translator_gives_the_same_logits_after_every_token(options, padded):
+def test_packed_translator_gives_the_same_logits_after_every_token(options, lengths):
     model = seeded(Transformer, **options)
     ours, source, target = pack_for_decoding(model), ids(2, 6), ids(6, 7)
-    mask = padding_mask(torch.tensor([6, 4])) if padded else None
+    mask = None if lengths is None else padding_mask(torch.tensor(lengths), 6)
     memory, caches = model.encode(source, mask), (model.make_cache(7), ours.make_cache(7))
     with torch.no_grad():
         for n in range(7):  # three rows share each memory
@@ -180,8 +180,8 @@ def test_packed_translator_gives_the_same_logits_after_every_token(options, padd
                 for m, cache in zip((model, ours), caches, strict=True)
             )
             torch.testing.assert_close(mine, theirs, **SHORT)
-        each = (None if x is None else x.repeat_interleave(3, dim=0) for x in (memory, mask))
-        whole = model.decode(target, *each)
+        every = mask if mask is None or len(mask) == 1 else mask.repeat_interleave(3, dim=0)
+        whole = model.decode(target, memory.repeat_interleave(3, dim=0), every)
     torch.testing.assert_close(mine, whole[:, -1:], **SHORT)
 
 

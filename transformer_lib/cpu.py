@@ -207,7 +207,7 @@ def _mix_one(
     """Attend with q (B, H, 1, K); heads and rows that share keys are several queries of one."""
     (B, H, _, K), (N, G, S, _) = q.shape, keys.shape
     W, shared = B // N, H // G
-    if W > 1 and mask is not None and len(mask) != N:  # a mask for each row
+    if W > 1 and mask is not None and len(mask) == B:  # a mask for each row
         mask = mask.view(N, 1, W, 1, S).expand(-1, -1, -1, shared, -1).flatten(2, 3)
     q = q.reshape(N, W, G, shared, K).transpose(1, 2).flatten(2, 3)  # (N, G, W H / G, K)
     mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
