@@ -37,7 +37,7 @@ COSTED = [
     for i, row in enumerate(
         itertools.product(
             POSITIONS,
-            ("relu", "gelu", "silu", "swiglu", "geglu"),
+            ("relu", "gelu", "silu", "swiglu", "geglu", "geglu_tanh"),
             ("post", "pre"),
             ("layer", "rms"),
             (None, 1),
@@ -47,6 +47,9 @@ COSTED = [
     )
     if i % 31 == 0  # a prime that divides no factor: every value meets many others
 ]
+
+
+COSTED += [{"head_dim": 7}, {"head_dim": 5, "n_kv_heads": 1, "bias": False}]
 
 
 @pytest.mark.parametrize(

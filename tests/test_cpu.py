@@ -16,7 +16,7 @@ from transformer_lib.cpu import pack_for_decoding, quantize_for_decoding, use_on
 from transformer_lib.generation import greedy
 from transformer_lib.losses import token_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
-from transformer_lib.multihead import PartialLinear, recording
+from transformer_lib.multihead import MultiHeadAttention, PartialLinear, recording
 
 V = 31
 SHORT = {"rtol": 1e-4, "atol": 1e-5}  # float32, sums in another order
@@ -27,6 +27,7 @@ DESIGNS = [
     {"positions": "alibi", "norm": "pre", "n_kv_heads": 2},
     {"positions": "alibi", "norm": "post", "bias": False},
     {"positions": "none", "final_norm": True, "n_kv_heads": 1},
+    {"positions": "learned", "head_dim": 7, "norm_eps": 0.1},
 ]
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -213,6 +214,43 @@ def test_packed_translator_uses_the_fast_path_from_the_second_token_on(monkeypat
         assert len(steps) == 4  # two layers, which attend twice
         ours.train().decode(ids(2, 1), memory, cache=cache)
     assert len(steps) == 4
+
+
+@pytest.mark.parametrize("kind", [DecoderOnly, Transformer])
+def test_packed_leaves_attention_of_another_class_to_itself(kind, monkeypatch):
+    class Doubled(MultiHeadAttention):
+        def forward(self, *inputs, **options):
+            return 2 * super().forward(*inputs, **options)
+
+    class Own(kind):
+        def make_attention(self, positions):
+            return Doubled(self.config.d_model, self.config.n_heads, positions=positions)
+
+    model, source = seeded(Own), ids(2, 5)
+    ours = pack_for_decoding(model)
+    monkeypatch.setattr(cpu, "_attend_one", lambda *rest: pytest.fail("this is another attention"))
+    assert greedy(ours, source, max_len=6) == greedy(model, source, max_len=6)
+
+
+@pytest.mark.parametrize("kind", [DecoderOnly, Transformer])
+def test_packed_keeps_a_scale_of_its_own(kind):
+    class Own(kind):
+        def make_attention(self, positions):
+            config = self.config
+            return MultiHeadAttention(config.d_model, config.n_heads, scale=1.0)
+
+    model, source = seeded(Own), ids(2, 5)
+    ours = pack_for_decoding(model)
+    inputs = (source,) if kind is DecoderOnly else (source[:, :1], model.encode(source))
+    read = (lambda m: m) if kind is DecoderOnly else (lambda m: m.decode)
+    caches = model.make_cache(9), ours.make_cache(9)
+    with torch.no_grad():
+        for _ in range(2):
+            theirs, mine = (
+                read(m)(inputs[0][:, :1], *inputs[1:], cache=c)
+                for m, c in zip((model, ours), caches, strict=True)
+            )
+    torch.testing.assert_close(mine, theirs, **SHORT)
 
 
 def test_packed_models_generate_what_the_originals_generate():

@@ -25,13 +25,14 @@ from transformer_lib.properties import influence
 from transformer_lib.testing import check_attention
 
 B, T, S, H, D, WIDE = 2, 5, 7, 3, 12, 17  # D = 12 lets 3 heads turn by rotary positions
-ACTIVATIONS = ["relu", "gelu", "silu", "swiglu", "geglu"]
-GATED = ("swiglu", "geglu")
+GATED = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+ACTIVATIONS = ["relu", "gelu", "gelu_tanh", "silu", *GATED]
 NORMS = pytest.mark.parametrize("norm", ["post", "pre"])
 BOTH = pytest.mark.parametrize("kind", [EncoderLayer, DecoderLayer])
 BENDS = {
     "relu": lambda x: max(x, 0.0),
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + math.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
     "silu": lambda x: x / (1 + math.exp(-x)),
 }
 
@@ -68,7 +69,7 @@ def n_parameters(module):
 def test_feed_forward_agrees_with_loops_over_positions_and_units(activation, bias):
     feed = scatter(FeedForward(D, WIDE, activation=activation, bias=bias))
     x = normal(T, D)
-    bend = BENDS[{"swiglu": "silu", "geglu": "gelu"}.get(activation, activation)]
+    bend = BENDS[GATED.get(activation, activation)]
     for position, out in zip(x, feed(x), strict=True):
         hidden = []
         for unit in range(WIDE):
@@ -267,6 +268,24 @@ def test_decoder_layer_equals_its_three_equations(norm, norm_type):
     )
     expected = apply(norm, layer.feed_forward_residual, h, layer.feed_forward)
     torch.testing.assert_close(layer(x, memory, mask, memory_mask), expected)
+
+
+@NORMS
+@BOTH
+@pytest.mark.parametrize("norm_type", ["layer", "rms"])
+def test_layers_pass_eps_to_every_norm(kind, norm, norm_type):
+    given = kind(D, H, WIDE, norm=norm, norm_type=norm_type, norm_eps=0.5)
+    norms = [residual.norm for name, residual in given.named_children() if "residual" in name]
+    assert [part.eps for part in norms] == [0.5] * (2 if kind is EncoderLayer else 3)
+    default = kind(D, H, WIDE, norm=norm, norm_type=norm_type).feed_forward_residual.norm
+    assert default.eps == (1e-5 if norm_type == "layer" else 1e-6)
+
+
+def test_layers_use_the_attention_that_they_are_given():
+    own, cross = MultiHeadAttention(D, H, d_head=5), MultiHeadAttention(D, H, scale=2.0)
+    assert EncoderLayer(D, H, WIDE, attention=own).attention is own
+    layer = DecoderLayer(D, H, WIDE, self_attention=own, cross_attention=cross)
+    assert layer.self_attention is own and layer.cross_attention is cross
 
 
 def theirs(kind, **options):
@@ -639,7 +658,7 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: FeedForward(3, 5, activation="tanh"), "'geglu'), got 'tanh'"),
+        (lambda: FeedForward(3, 5, activation="tanh"), "'geglu_tanh'), got 'tanh'"),
         (
             lambda: FeedForward(0, 5),
             "FeedForward: d_model must be an integer at least 1, got 0",
@@ -704,7 +723,7 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
             lambda: EncoderLayer.from_torch(
                 nn.TransformerEncoderLayer(D, H, activation=nn.GELU("tanh"), batch_first=True)
             ),
-            "activation must be one of ('relu', 'gelu', 'silu'), got GELU",
+            "activation must be one of ('relu', 'gelu', 'silu', 'gelu_tanh'), got GELU",
         ),
         (
             lambda: DecoderLayer.from_torch(

@@ -390,8 +390,8 @@ def test_config_presets_are_those_of_the_paper():
 CHANGES = {
     "vocab_size": 37, "d_model": 28, "n_heads": 4, "d_ff": 41, "n_encoder_layers": 3,
     "n_decoder_layers": 2, "max_len": 13, "positions": "relative", "norm": "pre",
-    "norm_type": "rms", "activation": "gelu", "n_kv_heads": 1, "bias": False,
-    "final_norm": True, "tie_embeddings": False,
+    "norm_type": "rms", "norm_eps": 0.5, "activation": "gelu", "n_kv_heads": 1, "head_dim": 7,
+    "bias": False, "final_norm": True, "tie_embeddings": False,
 }  # fmt: skip
 
 
@@ -399,7 +399,11 @@ CHANGES = {
 def test_config_fields_each_change_the_model(field):
     before, after = small(), dataclasses.replace(small(), **{field: CHANGES[field]})
     assert cost(after).parameters == n_parameters(Transformer(after))
-    if field in ("n_heads", "activation"):  # no parameter more or less, but another function
+    if field in (
+        "n_heads",
+        "activation",
+        "norm_eps",
+    ):  # no parameter more or less, but another function
         assert cost(after).parameters == cost(before).parameters
         one, two = (
             build(**({} if config is before else {field: CHANGES[field]}))
@@ -412,6 +416,11 @@ def test_config_fields_each_change_the_model(field):
         assert Transformer(after).positions.table.shape[0] == 13
     else:
         assert cost(after).parameters != cost(before).parameters
+
+
+def test_models_give_the_final_norm_its_eps_too():
+    model = build(norm="pre", norm_eps=0.5)
+    assert model.encoder_norm.eps == model.decoder_norm.eps == 0.5
 
 
 def test_relative_buckets_look_both_ways_in_the_encoder_only():
@@ -444,6 +453,9 @@ def test_make_cache_defaults_to_max_len():
     [
         ({"n_heads": 5}, "d_model must be a multiple of n_heads = 5 above 0, got 24"),
         ({"n_heads": 4, "n_kv_heads": 3}, "n_heads must be a multiple of n_kv_heads = 3 above 0"),
+        ({"head_dim": 0}, "d_head must be an integer at least 1, got 0"),
+        ({"head_dim": 3, "positions": "rotary"}, "d_head must be a multiple of 2 above 0, got 3"),
+        ({"norm_eps": 1}, r"norm_eps must be one of .*float.*, got 1"),
         ({"n_kv_heads": 0}, "n_kv_heads must be an integer at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be a number in .0, 1., got 1.0"),
         ({"attention_dropout": -0.1}, r"attention_dropout must be a number in .0, 1., got -0.1"),

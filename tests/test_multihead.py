@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -36,11 +37,13 @@ def layer(n_kv_heads=H, seed=3, **options):
 def slowly(attention, query, key, value, visible):
     """One head, one query and one key at a time, reading weights row by row."""
     size, width = attention.n_heads // attention.n_kv_heads, attention.d_head
+    scale, first_key = attention.scale or 1 / math.sqrt(width), attention.n_heads * width
     w, b = attention.in_proj.weight, attention.in_proj.bias
-    out = torch.zeros(len(query), query.shape[1], attention.d_model, dtype=query.dtype)
+    out = torch.zeros(len(query), query.shape[1], first_key, dtype=query.dtype)
     for h in range(attention.n_heads):
         g = h // size
-        start = [h * width, D + g * width, D + (attention.n_kv_heads + g) * width]
+        start = [h, attention.n_heads + g, attention.n_heads + attention.n_kv_heads + g]
+        start = [i * width for i in start]
         q, k, v = (
             x @ w[i : i + width].T + (0 if b is None else b[i : i + width])
             for x, i in zip((query, key, value), start, strict=True)
@@ -48,7 +51,7 @@ def slowly(attention, query, key, value, visible):
         for n in range(len(query)):
             for t in range(query.shape[1]):
                 seen = [s for s in range(key.shape[1]) if visible[n, h, t, s]]
-                match = [math.exp(q[n, t] @ k[n, s] / math.sqrt(width)) for s in seen]
+                match = [math.exp(q[n, t] @ k[n, s] * scale) for s in seen]
                 for m, s in zip(match, seen, strict=True):
                     out[n, t, h * width : (h + 1) * width] += m / sum(match) * v[n, s]
     out = out @ attention.out_proj.weight.T
@@ -74,6 +77,22 @@ def test_cross_attention_agrees_with_loops_under_a_mask_for_every_head(n_kv_head
     torch.testing.assert_close(attention(query, key, value, mask), expected)
     expected = slowly(attention, query, key, key, mask)
     torch.testing.assert_close(attention(query, key, mask=mask), expected)
+
+
+@GROUPS
+@pytest.mark.parametrize("n_queries", [1, T])
+@pytest.mark.parametrize("recorded", [False, True])
+@torch.no_grad()
+def test_heads_of_another_width_and_scale_agree_with_loops(n_kv_heads, n_queries, recorded, mask):
+    options = {"d_head": 5, "scale": 0.7, "bias": False, "qkv_bias": True}
+    attention, query = layer(n_kv_heads, **options), normal(B, n_queries, D)
+    key, value = normal(B, S, D, seed=1), normal(B, S, D, seed=2)
+    assert attention.out_proj.weight.shape == (D, H * 5) and attention.out_proj.bias is None
+    with recording(attention) if recorded else nullcontext():
+        for visible in (mask[:, :, :n_queries], mask[:, :1, 3:4]):
+            whole = visible.expand(-1, H, n_queries, -1)
+            expected = slowly(attention, query, key, value, whole)
+            torch.testing.assert_close(attention(query, key, value, visible), expected)
 
 
 @GROUPS
@@ -204,6 +223,13 @@ def test_to_torch_refuses_a_layer_without_counterpart():
         MultiHeadAttention(D, H, n_kv_heads=2).to_torch()
     with pytest.raises(ValueError, match=r"positions must be one of \(None,\), got Pos"):
         MultiHeadAttention(D, H, positions=PositionScheme()).to_torch()
+    with pytest.raises(ValueError, match=r"d_head must be one of \(3.0,\), got 5"):
+        MultiHeadAttention(D, H, d_head=5).to_torch()
+    with pytest.raises(ValueError, match=r"scale must be one of \(None,\), got 1.0"):
+        MultiHeadAttention(D, H, scale=1.0).to_torch()
+    for bias in (True, False):
+        with pytest.raises(ValueError, match=rf"bias must be one of \({not bias},\), got {bias}"):
+            MultiHeadAttention(D, H, bias=bias, qkv_bias=not bias).to_torch()
 
 
 # structure
@@ -216,6 +242,12 @@ def test_multi_head_attention_has_as_many_parameters_as_the_formula():
             attention = MultiHeadAttention(D, H, n_kv_heads=n_kv_heads, bias=bias)
             expected = 2 * D * D + 2 * D * shared + bias * (2 * D + 2 * shared)
             assert sum(p.numel() for p in attention.parameters()) == expected
+            wide = MultiHeadAttention(
+                D, H, n_kv_heads=n_kv_heads, d_head=7, bias=bias, qkv_bias=not bias
+            )
+            rows = 7 * (H + 2 * n_kv_heads)
+            expected = rows * D + 7 * H * D + (D if bias else rows)
+            assert sum(p.numel() for p in wide.parameters()) == expected
 
 
 def test_projections_start_within_their_glorot_bounds_and_biases_at_zero():

@@ -415,7 +415,8 @@ ENGINE = {  # every choice that can be converted, and some together
 REFUSED = [
     ("positions", "rotary", {}), ("positions", "alibi", {}), ("positions", "relative", {}),
     ("positions", "none", {}), ("norm_type", "rms", {}), ("activation", "swiglu", {}),
-    ("activation", "geglu", {}), ("n_kv_heads", 1, {}), ("final_norm", True, {"norm": "post"}),
+    ("activation", "geglu", {}), ("n_kv_heads", 1, {}), ("head_dim", 5, {}),
+    ("final_norm", True, {"norm": "post"}),
 ]  # fmt: skip
 
 
@@ -554,9 +555,10 @@ def test_to_ctranslate2_refuses_by_name_what_it_cannot_convert(tmp_path, field, 
     model = random_model(**{field: value}, **others)
     allowed = {
         "positions": ("sinusoidal", "learned"), "norm_type": ("layer",), "n_kv_heads": (2,),
-        "activation": ("relu", "gelu", "silu"), "final_norm": (False,),
+        "activation": ("relu", "gelu", "silu"), "final_norm": (False,), "head_dim": (32.0,),
     }[field]  # fmt: skip
-    message = f"to_ctranslate2: {field} must be one of {allowed}, got {value!r}"
+    name = {"head_dim": "d_head"}.get(field, field)
+    message = f"to_ctranslate2: {name} must be one of {allowed}, got {value!r}"
     with pytest.raises(ValueError, match=re.escape(message)):
         to_ctranslate2(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())

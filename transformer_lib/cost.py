@@ -9,6 +9,7 @@ __all__ = ['Cost', 'cost', 'decoder_only_cost']
 # %% ../chapters/2_transformer/3_cost.ipynb #532c2aac
 from dataclasses import dataclass
 
+from .layers import GATED
 from .models import TransformerConfig
 from .shapes import COUNT, require
 
@@ -49,10 +50,10 @@ def _parts(config: TransformerConfig) -> tuple[int, int, int, int, int]:
         Three numbers of parameters; then the width of all keys, and that of the up projection.
     """
     D, F, bias = config.d_model, config.d_ff, int(config.bias)
-    kv_width = config.kv_heads * config.d_head
-    inner = 2 * F if config.activation in ("swiglu", "geglu") else F
+    kv_width, q_width = config.kv_heads * config.d_head, config.n_heads * config.d_head
+    inner = 2 * F if config.activation in GATED else F
     norm = D if config.norm_type == "rms" else 2 * D
-    attention = 2 * D * D + 2 * D * kv_width + bias * 2 * (D + kv_width)
+    attention = 2 * D * (q_width + kv_width) + bias * (D + q_width + 2 * kv_width)
     feed_forward = D * inner + F * D + bias * (inner + D)
     return attention, feed_forward, norm, kv_width, inner
 
@@ -72,11 +73,12 @@ def _account(
     """Turn what all layers see of one sequence, summed, into the cost of a batch."""
     D, F, V = config.d_model, config.d_ff, config.vocab_size
     *_, kv_width, inner = _parts(config)
+    q_width = config.n_heads * config.d_head
     sequences = 2 * batch_size  # a multiply-add counts as 2
     return Cost(
         parameters=parameters,
-        projection_flops=sequences * (queries * 2 * D * D + keys * 2 * D * kv_width),
-        attention_flops=sequences * pairs * 2 * D,
+        projection_flops=sequences * 2 * D * (queries * q_width + keys * kv_width),
+        attention_flops=sequences * pairs * 2 * q_width,
         feed_forward_flops=sequences * tokens * (D * inner + F * D),
         logit_flops=sequences * logits * D * V,
         cache_bytes=2 * batch_size * cached * kv_width * bytes_per_number,  # keys and values

@@ -210,8 +210,13 @@ def _mix_one(
     if W > 1 and mask is not None and len(mask) == B:  # a mask for each row
         mask = mask.view(N, 1, W, 1, S).expand(-1, -1, -1, shared, -1).flatten(2, 3)
     q = q.reshape(N, W, G, shared, K).transpose(1, 2).flatten(2, 3)  # (N, G, W H / G, K)
-    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    mixed = F.scaled_dot_product_attention(q, keys, values, mask, scale=attention.scale)
     return attention.out_proj(mixed.view(N, G, W, shared * K).transpose(1, 2).reshape(B, 1, H * K))
+
+
+def _is_plain(attention: MultiHeadAttention) -> bool:
+    """Whether an attention does what _attend_one does, and nothing reads its weights."""
+    return type(attention) is MultiHeadAttention and not attention.is_recorded
 
 
 def _add(residual: PreNorm | PostNorm, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -228,7 +233,8 @@ class _DecodingLayer(_Replacement, EncoderLayer):
         self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "..."] | None = None, *,
         causal: bool = False, cache: KVCache | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
-        if cache is None or x.shape[1] != 1 or self.training or self.attention.is_recorded:
+        other = self.training or not _is_plain(self.attention)
+        if cache is None or x.shape[1] != 1 or other:
             return super().forward(x, mask, causal=causal, cache=cache)
         x = _add(self.attention_residual, x, lambda h: _attend_one(self.attention, h, mask, cache))
         return _add(self.feed_forward_residual, x, self.feed_forward)
@@ -243,12 +249,12 @@ class _DecodingDecoderLayer(_Replacement, DecoderLayer):
         *, cache: LayerCache | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         own, cross = self.self_attention, self.cross_attention
-        recorded = self.training or own.is_recorded or cross.is_recorded
-        if cache is None or x.shape[1] != 1 or recorded or not cache.cross_attention.length:
+        other = self.training or not (_is_plain(own) and _is_plain(cross))
+        if cache is None or x.shape[1] != 1 or other or not cache.cross_attention.length:
             return super().forward(x, memory, mask, memory_mask, cache=cache)
 
         def read(h: Tensor) -> Tensor:
-            q = cross.in_proj(h, (0, cross.d_model)).view(len(h), cross.n_heads, 1, cross.d_head)
+            q = cross.in_proj(h, (0, cross.widths[0])).view(len(h), cross.n_heads, 1, cross.d_head)
             return _mix_one(cross, q, *cache.cross_attention.stored(), memory_mask)
 
         past = cache.self_attention

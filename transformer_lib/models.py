@@ -21,10 +21,10 @@ from transformer_lib.layers import (
     DecoderLayer,
     EncoderLayer,
     LayerCache,
-    RMSNorm,
+    make_norm,
     torch_options,
 )
-from .multihead import KVCache, require_heads
+from .multihead import KVCache, MultiHeadAttention, require_heads
 from .shapes import RATE, SIZE, require, require_shapes
 
 # %% ../chapters/2_transformer/2_models.ipynb #28318170
@@ -51,7 +51,8 @@ class TransformerConfig:
         attention_dropout: on attention weights; the paper drops none.
         max_len: positions that the sinusoidal or learned table holds.
         positions: "sinusoidal", "learned", "rotary", "alibi", "relative" or "none".
-        norm, norm_type, activation, n_kv_heads, bias: as in EncoderLayer.
+        norm, norm_type, norm_eps, activation, n_kv_heads, bias: as in EncoderLayer.
+        head_dim: the width of a head; None means d_model / n_heads.
         final_norm: whether each stack ends in a norm; None means with pre-norm only.
         tie_embeddings: whether the output projection is the embedding matrix (Section 3.4).
     """
@@ -68,8 +69,12 @@ class TransformerConfig:
     positions: _Positions = "sinusoidal"
     norm: Literal["post", "pre"] = "post"
     norm_type: Literal["layer", "rms"] = "layer"
-    activation: Literal["relu", "gelu", "silu", "swiglu", "geglu"] = "relu"
+    norm_eps: float | None = None
+    activation: Literal[
+        "relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu", "geglu_tanh"
+    ] = "relu"  # fmt: skip
     n_kv_heads: int | None = None
+    head_dim: int | None = None
     bias: bool = True
     final_norm: bool | None = None
     tie_embeddings: bool = True
@@ -80,14 +85,14 @@ class TransformerConfig:
         for field in fields(self):
             allowed = RATE if field.type is float else get_args(field.type) or (field.type,)
             require(own, **{field.name: (getattr(self, field.name), allowed)})
-        require_heads(own, self.d_model, self.n_heads, self.kv_heads)
+        require_heads(own, self.d_model, self.n_heads, self.kv_heads, self.head_dim)
         for name in {"sinusoidal": ["d_model"], "rotary": ["d_head"]}.get(self.positions, []):
             require(own, **{name: (getattr(self, name), "a multiple of 2 above 0")})
 
     @property
     def d_head(self) -> int:
         """K, the width of one head."""
-        return self.d_model // self.n_heads
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
 
     @property
     def kv_heads(self) -> int:
@@ -131,19 +136,40 @@ class _TokenModel(nn.Module):
         self.positions = None if table is None else table(config.max_len, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
 
+    def make_positions(self, both: bool) -> _positions.PositionScheme | None:
+        """Make the scheme that all layers of a stack share; both: for keys that come later."""
+        make = _SCHEMES.get(self.config.positions)
+        return None if make is None else make(self.config, both)
+
+    def make_attention(self, positions: _positions.PositionScheme | None) -> MultiHeadAttention:
+        """Make one attention of a layer; a model of another kind may make its own here."""
+        config = self.config
+        options: dict[str, Any] = {"n_kv_heads": config.n_kv_heads, "d_head": config.head_dim}
+        options |= {"bias": config.bias, "dropout": config.attention_dropout}
+        sizes = (config.d_model, config.n_heads)
+        return MultiHeadAttention(*sizes, positions=positions, **options)
+
     def _stack(self, layer: type, depth: int, both: bool) -> nn.ModuleList:
-        """Make depth layers that share one scheme of positions; both: for keys that come later."""
-        config, make = self.config, _SCHEMES.get(self.config.positions)
-        names = "n_kv_heads dropout attention_dropout norm norm_type activation bias".split()
+        """Make depth layers that share one scheme of positions."""
+        config, positions = self.config, self.make_positions(both)
+        names = "dropout norm norm_type norm_eps activation bias".split()
         options = {name: getattr(config, name) for name in names}
-        options["positions"] = None if make is None else make(config, both)
         sizes = (config.d_model, config.n_heads, config.d_ff)
-        return nn.ModuleList(layer(*sizes, **options) for _ in range(depth))
+
+        def attentions() -> dict[str, MultiHeadAttention]:
+            if layer is EncoderLayer:
+                return {"attention": self.make_attention(positions)}
+            own, cross = self.make_attention(positions), self.make_attention(None)
+            return {"self_attention": own, "cross_attention": cross}
+
+        return nn.ModuleList(layer(*sizes, **options, **attentions()) for _ in range(depth))
 
     def _norm(self) -> nn.Module:
         """Make the norm that closes a stack, if it has one."""
-        norm = {"layer": nn.LayerNorm, "rms": RMSNorm}[self.config.norm_type]
-        return norm(self.config.d_model) if self.config.has_final_norm else nn.Identity()
+        config = self.config
+        if not config.has_final_norm:
+            return nn.Identity()
+        return make_norm(config.norm_type, config.d_model, config.norm_eps)
 
     def _output(self) -> nn.Linear:
         """Make the output projection, and draw the embedding and it, or the one they share."""

@@ -114,10 +114,13 @@ class PartialLinear(nn.Linear):
         return F.linear(x, self.weight[part], None if self.bias is None else self.bias[part])
 
 
-def require_heads(function: str, d_model: int, n_heads: int, n_kv_heads: int) -> None:
-    """Check that n_kv_heads divides n_heads, and n_heads d_model."""
+def require_heads(
+    function: str, d_model: int, n_heads: int, n_kv_heads: int, d_head: int | None = None
+) -> None:
+    """Check that n_kv_heads divides n_heads, and n_heads d_model unless d_head is given."""
     require(function, n_heads=(n_heads, SIZE), n_kv_heads=(n_kv_heads, SIZE))
-    require(function, d_model=(d_model, f"a multiple of n_heads = {n_heads} above 0"))
+    width = f"a multiple of n_heads = {n_heads} above 0" if d_head is None else SIZE
+    require(function, d_model=(d_model, width), d_head=(1 if d_head is None else d_head, SIZE))
     require(function, n_heads=(n_heads, f"a multiple of n_kv_heads = {n_kv_heads} above 0"))
 
 
@@ -129,9 +132,12 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         d_model: width D of the inputs and the output.
-        n_heads: H, a divisor of d_model; each head has width K = d_model / n_heads.
+        n_heads: H.
         n_kv_heads: G, number of key-value heads, a divisor of n_heads; None means n_heads.
+        d_head: K, the width of a head; None means d_model / n_heads.
         bias: whether the projections add a bias.
+        qkv_bias: the same for queries, keys and values alone; None means as bias.
+        scale: what dot products are multiplied by; None means 1/sqrt(K).
         dropout: probability of dropping an attention weight in training.
         positions: a PositionScheme, for self-attention.
     """
@@ -142,20 +148,25 @@ class MultiHeadAttention(nn.Module):
         n_heads: int,
         *,
         n_kv_heads: int | None = None,
+        d_head: int | None = None,
         bias: bool = True,
+        qkv_bias: bool | None = None,
+        scale: float | None = None,
         dropout: float = 0.0,
         positions: PositionScheme | None = None,
     ) -> None:
         super().__init__()
         n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
-        require_heads("MultiHeadAttention", d_model, n_heads, n_kv_heads)
+        require_heads("MultiHeadAttention", d_model, n_heads, n_kv_heads, d_head)
         require("MultiHeadAttention", dropout=(dropout, RATE))
         self.d_model, self.n_heads, self.n_kv_heads = d_model, n_heads, n_kv_heads
-        self.d_head, self.dropout, self.positions = d_model // n_heads, dropout, positions
+        self.d_head = d_model // n_heads if d_head is None else d_head
+        self.scale, self.dropout, self.positions = scale, dropout, positions
         self.heads = (n_heads, n_kv_heads, n_kv_heads)  # of queries, keys and values
         self.widths = tuple(n * self.d_head for n in self.heads)
-        self.in_proj = PartialLinear(d_model, sum(self.widths), bias=bias)
-        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+        qkv_bias = bias if qkv_bias is None else qkv_bias
+        self.in_proj = PartialLinear(d_model, sum(self.widths), bias=qkv_bias)
+        self.out_proj = nn.Linear(self.widths[0], d_model, bias=bias)
         self.weights = nn.Identity()  # `recording` hooks it
         self.reset_parameters()
 
@@ -193,7 +204,7 @@ class MultiHeadAttention(nn.Module):
             raise ValueError("MultiHeadAttention: value needs key; positions need self-attention")
         inputs = {"query": (query, "B T D"), "key": (key, "B S D"), "value": (value, "B S D")}
         own = "MultiHeadAttention"
-        require_shapes(own, weight=(self.out_proj.weight, "D D"), **inputs)
+        require_shapes(own, weight=(self.out_proj.weight, "D HK"), **inputs)
         if key is not None:
             q, k, v = self._cross(query, key, value, cache)
         else:
@@ -247,13 +258,15 @@ class MultiHeadAttention(nn.Module):
         if group > 1 and q.shape[2] == 1 and bias is None and not recorded:
             if mask is None or mask.shape[1:] == (1, 1, k.shape[2]):  # decoding: copy no key
                 grouped = q.unflatten(1, (-1, group)).squeeze(3)  # (B, G, H / G, K)
-                return attend_unchecked(grouped, k, v, mask, dropout=dropout).view(q.shape)
+                mixed = attend_unchecked(grouped, k, v, mask, scale=self.scale, dropout=dropout)
+                return mixed.view(q.shape)
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        options: dict[str, Any] = {"causal": causal, "bias": bias, "dropout": dropout}
+        options["scale"] = self.scale
         if recorded:
-            options: dict[str, Any] = {"causal": causal, "bias": bias, "dropout": dropout}
             return self.weights(attend_with_weights(q, k, v, mask, **options)[1]) @ v
-        return attend_unchecked(q, k, v, mask, causal=causal, bias=bias, dropout=dropout)
+        return attend_unchecked(q, k, v, mask, **options)
 
     @property
     def is_recorded(self) -> bool:
@@ -283,11 +296,14 @@ class MultiHeadAttention(nn.Module):
         """Copy into torch's module, batch first; True in its masks means hidden.
 
         Raises:
-            ValueError: for shared key-value heads or positions, which have no counterpart.
+            ValueError: for shared key-value heads, heads of another width, positions, a scale, or
+                a bias on some projections alone, which have no counterpart.
         """
-        own, heads = "MultiHeadAttention.to_torch", (self.n_heads,)
-        require(own, n_kv_heads=(self.n_kv_heads, heads), positions=(self.positions, (None,)))
+        own, heads, none = "MultiHeadAttention.to_torch", (self.n_heads,), (None,)
+        require(own, n_kv_heads=(self.n_kv_heads, heads), positions=(self.positions, none))
+        require(own, d_head=(self.d_head, (self.d_model / self.n_heads,)), scale=(self.scale, none))
         options = {"bias": self.in_proj.bias is not None, "dropout": self.dropout}
+        require(own, bias=(self.out_proj.bias is not None, (options["bias"],)))
         theirs = nn.MultiheadAttention(self.d_model, self.n_heads, batch_first=True, **options)
         theirs.to(self.in_proj.weight)
         ours = self.state_dict().items()

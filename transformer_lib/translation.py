@@ -180,6 +180,7 @@ def to_ctranslate2(model: Transformer, folder: str | Path) -> Path:
     require(own, norm_type=(config.norm_type, ("layer",)))
     require(own, activation=(config.activation, tuple(_ACTIVATIONS)))
     require(own, n_kv_heads=(config.kv_heads, (config.n_heads,)))
+    require(own, d_head=(config.d_head, (config.d_model / config.n_heads,)))
     closing = (False, True) if config.norm == "pre" else (False,)
     require(own, final_norm=(config.has_final_norm, closing))
     require(own, vocab_size=(config.vocab_size, f"an integer at least {UNKNOWN + 1}"))

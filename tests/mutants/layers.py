@@ -135,8 +135,8 @@ MUTANTS = [
     ),
     (
         "norm_type ignored",
-        "_NORMS[norm_type](d_model)",
-        "nn.LayerNorm(d_model)",
+        "kind = _NORMS[norm_type]",
+        "kind = nn.LayerNorm",
     ),
     (
         "the mask forgotten",
@@ -164,8 +164,7 @@ MUTANTS = [
     ),
     (
         "one residual connection for both sublayers",
-        "self.feed_forward_residual = _residual(self, d_model, norm, "
-        "norm_type, dropout)\n"
+        "self.feed_forward_residual = _residual(*residual)\n"
         "\n"
         "    def forward(\n"
         '        self, x: Float[Tensor, "B T D"], mask',
@@ -206,7 +205,7 @@ MUTANTS = [
     ),
     (
         "one attention for both",
-        "self.cross_attention = MultiHeadAttention(d_model, n_heads, **heads)",
+        "self.cross_attention = cross_attention or MultiHeadAttention(d_model, n_heads, **heads)",
         "self.cross_attention = self.self_attention",
     ),
     (

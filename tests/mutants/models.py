@@ -32,8 +32,8 @@ MUTANTS = [
     ),
     (
         "the final norms are left out",
-        "if self.config.has_final_norm else nn.Identity()",
-        "if False else nn.Identity()",
+        "if not config.has_final_norm:",
+        "if True:",
     ),
     ("the encoder's final norm is skipped", "return self.encoder_norm(x)", "return x"),
     ("the decoder's final norm is skipped", "self.output(self.decoder_norm(x))", "self.output(x)"),
@@ -50,8 +50,8 @@ MUTANTS = [
     ),
     (
         "one layer stands in for all layers of a stack",
-        "nn.ModuleList(layer(*sizes, **options) for _ in range(depth))",
-        "nn.ModuleList([layer(*sizes, **options)] * depth)",
+        "nn.ModuleList(layer(*sizes, **options, **attentions()) for _ in range(depth))",
+        "nn.ModuleList([layer(*sizes, **options, **attentions())] * depth)",
     ),
     (
         "the decoder has the encoder's depth",
@@ -61,8 +61,8 @@ MUTANTS = [
     ("dropout of the embeddings is forgotten", "Dropout(config.dropout)", "nn.Identity()"),
     (
         "attention dropout is forgotten",
-        "n_kv_heads dropout attention_dropout norm",
-        "n_kv_heads dropout norm",
+        '"bias": config.bias, "dropout": config.attention_dropout',
+        '"bias": config.bias, "dropout": 0.0',
     ),
     (
         "the decoder's relative buckets look both ways",

@@ -53,8 +53,8 @@ MUTANTS = [
     ),
     (
         "single query ignores its mask",
-        "attend_unchecked(grouped, k, v, mask, dropout=dropout)",
-        "attend_unchecked(grouped, k, v, dropout=dropout)",
+        "attend_unchecked(grouped, k, v, mask, scale=self.scale, dropout=dropout)",
+        "attend_unchecked(grouped, k, v, scale=self.scale, dropout=dropout)",
     ),
     (
         "weights of a single query are not recorded",
@@ -168,8 +168,8 @@ MUTANTS = [
     ),
     (
         "causal forgotten",
-        "mask, causal=causal, bias=bias, dropout=dropout)",
-        "mask, bias=bias, dropout=dropout)",
+        "return attend_unchecked(q, k, v, mask, **options)",
+        "return attend_unchecked(q, k, v, mask, **options | {'causal': False})",
     ),
     (
         "edited weights are not used",
