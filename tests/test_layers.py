@@ -294,7 +294,7 @@ def theirs(kind, **options):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "gelu", F.silu, nn.GELU(), torch.relu])
+@pytest.mark.parametrize("activation", ["relu", "gelu", F.silu, nn.GELU(), nn.GELU("tanh"), torch.relu])
 @pytest.mark.parametrize("bias", [True, False])
 def test_encoder_layer_equals_torch(norm_first, activation, bias):
     options = {"norm_first": norm_first, "activation": activation, "bias": bias}
@@ -721,9 +721,9 @@ TORCH_DECODER = nn.TransformerDecoderLayer(D, H, WIDE, batch_first=True)
         ),
         (
             lambda: EncoderLayer.from_torch(
-                nn.TransformerEncoderLayer(D, H, activation=nn.GELU("tanh"), batch_first=True)
+                nn.TransformerEncoderLayer(D, H, activation=nn.Tanh(), batch_first=True)
             ),
-            "activation must be one of ('relu', 'gelu', 'silu', 'gelu_tanh'), got GELU",
+            "activation must be one of ('relu', 'gelu', 'silu', 'gelu_tanh'), got Tanh",
         ),
         (
             lambda: DecoderLayer.from_torch(
