@@ -294,7 +294,9 @@ def theirs(kind, **options):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "gelu", F.silu, nn.GELU(), nn.GELU("tanh"), torch.relu])
+@pytest.mark.parametrize(
+    "activation", ["relu", "gelu", F.silu, nn.GELU(), nn.GELU("tanh"), torch.relu]
+)
 @pytest.mark.parametrize("bias", [True, False])
 def test_encoder_layer_equals_torch(norm_first, activation, bias):
     options = {"norm_first": norm_first, "activation": activation, "bias": bias}
