@@ -33,6 +33,7 @@ EXTRAS_ONLY = (
     "sacrebleu",
     "sacremoses",
     "ctranslate2",
+    "huggingface_hub",
     "nbdev",
     "fastcore",
     "beartype",

@@ -34,6 +34,9 @@ from . import (
     generation as generation,
 )
 from . import (
+    hub as hub,
+)
+from . import (
     layers as layers,
 )
 from . import (
@@ -117,6 +120,7 @@ from .datasets import multi30k as multi30k
 from .datasets import number_names as number_names
 from .generation import greedy as greedy
 from .generation import stream as stream
+from .hub import from_pretrained as from_pretrained
 from .layers import (
     DecoderLayer as DecoderLayer,
 )

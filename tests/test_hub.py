@@ -1,0 +1,585 @@
+"""A family of the test's own: its checkpoints have every irregularity of published ones."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from transformer_lib import checkpoints, hub
+from transformer_lib.hub import FAMILIES, PretrainedModel, Settings, Weights, from_pretrained
+from transformer_lib.multihead import MultiHeadAttention
+from transformer_lib.positions import SinusoidalPositions, sinusoidal_positions
+
+V, D, H, G, K, T = 11, 30, 6, 2, 5, 7
+CONFIG = {"model_type": "toy", "architectures": ["ToyModel"], "size": V, "tied": False}
+HEADS = {"q": H * K, "k": G * K, "v": G * K}
+
+
+class Toy(PretrainedModel):
+    """Fused and transposed matrices, positions by a formula, a buffer, a head that may be tied."""
+
+    model_types = ("toy", "toy2")
+    base_prefix = "toy."
+    renames = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}
+    unused = (r"attn\.mask$",)
+
+    def __init__(self, size, tied):
+        super().__init__()
+        self.size, self.tied = size, tied
+        self.embedding = nn.Embedding(size, D)
+        self.positions = SinusoidalPositions(T, D)
+        self.attention = MultiHeadAttention(D, H, n_kv_heads=G)
+        self.gates = nn.Linear(D, 6)
+        self.norm = nn.LayerNorm(D)
+        self.output = nn.Linear(D, size, bias=False)
+        self.output.weight.requires_grad_(False)
+        if tied:
+            self.output.weight = self.embedding.weight
+        self.register_buffer("steps", torch.tensor(0))
+
+    @classmethod
+    def from_settings(cls, settings):
+        settings.one_of("act", ("relu", "gelu"), "relu")
+        return cls(settings.get("size", 13), settings.get("tied", True))
+
+    def settings(self):
+        kind = {"model_type": "toy", "architectures": ["ToyModel"]}
+        return kind | {"size": self.size, "tied": self.tied}
+
+    def weight_map(self):
+        yield Weights("embedding.weight", ("toy.wte.weight",))
+        for kind in ("weight", "bias"):
+            yield Weights(f"attention.in_proj.{kind}", (*(f"toy.attn.{x}.{kind}" for x in HEADS),))
+            yield Weights(f"norm.{kind}", (f"toy.ln.{kind}",))
+        yield Weights("attention.out_proj.weight", ("toy.attn.out.weight",), transpose=True)
+        yield Weights("attention.out_proj.bias", ("toy.attn.out.bias",))
+        yield Weights("gates.weight", ("toy.up.weight", "toy.gate.weight"), transpose=True)
+        yield Weights("gates.bias", ("toy.up.bias", "toy.gate.bias"))
+        yield Weights("output.weight", ("head.weight",))
+        yield Weights("steps", ("toy.steps",))
+
+    def forward(self, tokens):
+        x = self.positions(self.embedding(tokens))
+        return self.output(self.norm(x + self.attention(x)))
+
+
+def theirs(tied=False, dtype=torch.float32):
+    """Random tensors as a file of the family holds them."""
+    shapes = {"toy.wte.weight": (V, D), "toy.ln.weight": (D,), "toy.ln.bias": (D,)}
+    for name, rows in HEADS.items():
+        shapes |= {f"toy.attn.{name}.weight": (rows, D), f"toy.attn.{name}.bias": (rows,)}
+    shapes |= {"toy.attn.out.weight": (D, D), "toy.attn.out.bias": (D,)}
+    for name in ("up", "gate"):
+        shapes |= {f"toy.{name}.weight": (D, 3), f"toy.{name}.bias": (3,)}
+    shapes |= {} if tied else {"head.weight": (V, D)}
+    tensors = {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+    return tensors | {"toy.steps": torch.tensor(17)}
+
+
+def write(folder, tensors, config=CONFIG):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({k: x.contiguous() for k, x in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def shards(folder, tensors, config=CONFIG, n=3):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    names, placed = sorted(tensors), {}
+    for i in range(n):
+        file = f"model-{i + 1:05d}-of-{n:05d}.safetensors"
+        save_file({name: tensors[name] for name in names[i::n]}, folder / file)
+        placed |= dict.fromkeys(names[i::n], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    return folder
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "toy", f"{__name__}:Toy")
+
+
+# Loading
+
+
+def test_from_pretrained_puts_each_tensor_in_its_place(tmp_path):
+    file = theirs()
+    model = from_pretrained(write(tmp_path / "m", file))
+    assert type(model) is Toy and not model.training
+    q, k, v = (file[f"toy.attn.{x}.weight"] for x in HEADS)
+    state = model.state_dict()
+    assert torch.equal(state["attention.in_proj.weight"], torch.cat([q, k, v]))
+    assert torch.equal(state["attention.out_proj.weight"], file["toy.attn.out.weight"].T)
+    gates = torch.cat([file["toy.up.weight"].T, file["toy.gate.weight"].T])
+    assert torch.equal(state["gates.weight"], gates)
+    assert torch.equal(state["embedding.weight"], file["toy.wte.weight"])
+    assert torch.equal(state["output.weight"], file["head.weight"])
+    assert model.steps == 17 and model.steps.dtype == torch.int64
+    assert model.norm.weight.requires_grad and not model.output.weight.requires_grad
+    assert all(x.is_contiguous() for x in state.values())
+
+
+def test_from_pretrained_computes_what_is_a_formula(tmp_path):
+    model = Toy.from_pretrained(write(tmp_path / "m", theirs()))
+    torch.testing.assert_close(model.positions.table, sinusoidal_positions(T, D))
+    rebuilt = Toy(V, False)
+    rebuilt.load_state_dict(model.state_dict())
+    tokens = torch.randint(V, (3, 5))
+    assert torch.equal(model(tokens), rebuilt.eval()(tokens))
+
+
+def test_from_pretrained_refuses_a_buffer_that_nobody_computes(tmp_path, monkeypatch):
+    made = Toy.__init__
+
+    def make(self, *args):
+        made(self, *args)
+        self.register_buffer("places", torch.arange(5), persistent=False)
+
+    monkeypatch.setattr(Toy, "__init__", make)
+    with pytest.raises(AssertionError, match="must compute .'places'."):
+        Toy.from_pretrained(write(tmp_path / "m", theirs()))
+
+
+def test_from_pretrained_keeps_a_tie(tmp_path):
+    folder = write(tmp_path / "m", theirs(tied=True), CONFIG | {"tied": True})
+    model = Toy.from_pretrained(folder)
+    assert model.output.weight is model.embedding.weight
+    assert len(list(model.parameters())) == len(list(Toy(V, True).parameters()))
+
+
+@pytest.mark.parametrize("dropped", ["head.weight", "toy.wte.weight"])
+def test_from_pretrained_reads_a_tied_tensor_under_either_name(tmp_path, dropped):
+    file = theirs()
+    file["head.weight"] = file["toy.wte.weight"].clone()
+    both = Toy.from_pretrained(write(tmp_path / "both", file, CONFIG | {"tied": True}))
+    del file[dropped]
+    one = Toy.from_pretrained(write(tmp_path / "one", file, CONFIG | {"tied": True}))
+    assert_same(both.state_dict(), one.state_dict())
+
+
+def test_from_pretrained_refuses_a_tie_that_the_file_does_not_keep(tmp_path):
+    folder = write(tmp_path / "m", theirs(), CONFIG | {"tied": True})
+    with pytest.raises(ValueError, match="same numbers in toy.wte.weight and head.weight"):
+        Toy.from_pretrained(folder)
+
+
+def test_from_pretrained_knows_old_names_and_names_without_their_prefix(tmp_path):
+    file = theirs()
+    model = Toy.from_pretrained(write(tmp_path / "m", file))
+    old = {name.removeprefix("toy."): x for name, x in file.items()}
+    old |= {"ln.gamma": old.pop("ln.weight"), "ln.beta": old.pop("ln.bias")}
+    old["attn.mask"] = torch.ones(T, T).tril()
+    assert_same(Toy.from_pretrained(write(tmp_path / "o", old)).state_dict(), model.state_dict())
+
+
+def test_from_pretrained_names_all_that_does_not_fit(tmp_path):
+    file = theirs()
+    del file["toy.attn.k.bias"], file["head.weight"]
+    file["toy.attn.q.weight"] = torch.zeros(D + 1, D)
+    file["toy.up.weight"] = torch.zeros(3, D)
+    file["toy.ln.bias"] = torch.zeros(D, dtype=torch.int8)
+    file |= {"toy.more.weight": torch.zeros(1), "toy.mask.attn": torch.zeros(1)}
+    folder = write(tmp_path / "m", file)
+    with pytest.raises(ValueError) as caught:
+        Toy.from_pretrained(folder)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"Toy: {folder} does not hold the model of its config.json"
+    missing, unexpected, wrong = (set(line.split(": ", 1)[1].split("; ")) for line in lines)
+    assert missing == {"toy.attn.k.bias (10,)", "head.weight (11, 30)"}
+    assert unexpected == {"toy.more.weight", "toy.mask.attn"}
+    assert wrong == {
+        "toy.attn.q.weight (31, 30), must be (30, 30)",
+        "toy.up.weight (3, 30), must be (30, 3)",
+        "toy.ln.bias I8, must be floating-point",
+    }
+
+
+def test_from_pretrained_refuses_a_tensor_that_comes_twice(tmp_path):
+    file = theirs()
+    file["wte.weight"] = file["toy.wte.weight"].clone()
+    with pytest.raises(ValueError, match="unexpected: (toy.)?wte.weight$"):
+        Toy.from_pretrained(write(tmp_path / "m", file))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_from_pretrained_keeps_the_dtype_of_the_file_or_takes_another(tmp_path, dtype):
+    file = theirs(dtype=dtype)
+    folder = write(tmp_path / "m", file)
+    assert {p.dtype for p in Toy.from_pretrained(folder).parameters()} == {dtype}
+    model = Toy.from_pretrained(folder, dtype=torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.norm.bias, file["toy.ln.bias"].float()) and model.steps == 17
+
+
+def test_from_pretrained_takes_the_widest_of_several_dtypes(tmp_path):
+    file = theirs(dtype=torch.bfloat16)
+    file["toy.ln.weight"] = file["toy.ln.weight"].half()
+    model = Toy.from_pretrained(write(tmp_path / "m", file))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.bad_input
+def test_from_pretrained_refuses_a_dtype_that_is_none_of_weights(tmp_path):
+    with pytest.raises(ValueError, match="Toy: dtype must be one of .*, got torch.int8"):
+        Toy.from_pretrained(write(tmp_path / "m", theirs()), dtype=torch.int8)
+
+
+def test_from_pretrained_reads_shards(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hub, "tqdm", lambda x, *_, **options: shown.append(options) or x)
+    shown, file = [], theirs()
+    whole = Toy.from_pretrained(write(tmp_path / "w", file))
+    assert_same(Toy.from_pretrained(shards(tmp_path / "s", file)).state_dict(), whole.state_dict())
+    assert [options["disable"] for options in shown] == [True, None]
+
+
+def test_from_pretrained_changes_no_file_when_weights_change(tmp_path):
+    folder = write(tmp_path / "m", theirs())
+    before = (folder / "model.safetensors").read_bytes()
+    model = Toy.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+PEAK = """
+import resource, sys, torch
+from test_hub import Toy, D
+from torch import nn
+from transformer_lib.hub import Weights
+
+class Big(Toy):
+    def __init__(self, size, tied):
+        super().__init__(size, tied)
+        self.wide = nn.ModuleList(nn.Linear(1600, 4800) for _ in range(7))
+    def weight_map(self):
+        yield from super().weight_map()
+        for i in range(7):
+            names = [f"toy.{i}.weight"] if FUSED else [f"toy.{i}.{x}.weight" for x in "qkv"]
+            yield Weights(f"wide.{i}.weight", (*names,))
+            yield Weights(f"wide.{i}.bias", (f"toy.{i}.bias",))
+
+def resident(kind):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(x for x in lines if x.startswith(kind)).split()[1]) / 1024
+
+FUSED = sys.argv[2] == "fused"
+if sys.argv[1] == "write":
+    Big(11, False).save_pretrained(sys.argv[3])
+else:
+    model = Big.from_pretrained(sys.argv[3], **eval(sys.argv[4]))
+    loaded = resident("VmHWM")
+    total = sum(float(p.sum()) for p in model.parameters())
+    print(loaded, resident("VmHWM"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("layout, dtype", [("fused", None), ("parts", None), ("fused", "bfloat16")])
+def test_from_pretrained_needs_the_memory_of_the_weights_once(tmp_path, layout, dtype):
+    here, size = str(tmp_path / "m"), 7 * 4801 * 1600 * 4 / 2**20  # MiB
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    options = repr({}) if dtype is None else "{'dtype': torch." + dtype + "}"
+
+    def run(*arguments):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *arguments], capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [float(x) for x in done.stdout.split()]
+
+    run("write", layout, here)
+    tiny = write(tmp_path / "tiny", theirs())
+    base = subprocess.run(
+        [sys.executable, "-c", PEAK.replace("Big.f", "Toy.f"), "read", layout, str(tiny), "{}"],
+        capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    without = float(base.stdout.split()[1])
+    loaded, used = (x - without for x in run("read", layout, here, options))
+    assert size > 200
+    if layout == "fused" and dtype is None:  # mapped: nothing is read before it is used
+        assert loaded < 0.1 * size
+    assert used < 1.35 * size
+
+
+# Settings
+
+
+def test_settings_refuse_what_was_not_read_and_may_matter():
+    known = {"hidden_size": 3, "rope_scaling": None, "pruned_heads": {}, "bad": []}
+    settings = Settings(known | {"window": 5, "soft_cap": 0, "x": False}, "GPT")
+    assert settings.get("hidden_size") == 3 and settings.get("depth", 7) == 7
+    with pytest.raises(ValueError) as caught:
+        settings.refuse_unread(ignore=("soft_cap",))
+    assert str(caught.value) == (
+        "GPT: config.json has settings that this class does not know: {'window': 5, 'x': False}; "
+        "if they do not change the result, pass ignore=('window', 'x')"
+    )
+    settings.refuse_unread(ignore=("window", "soft_cap", "x"))
+
+
+def test_settings_give_an_explicit_null_and_not_the_default():
+    assert Settings({"window": None}).get("window", 5) is None
+
+
+def test_settings_name_what_must_be_one_of_some_values():
+    settings = Settings({"hidden_act": "x"}, "GPT")
+    with pytest.raises(ValueError, match=r"^GPT: hidden_act must be one of \('relu',\), got 'x'$"):
+        settings.one_of("hidden_act", ("relu",), "relu")
+    settings.refuse_unread()
+    assert Settings({}).one_of("hidden_act", ("relu", "gelu"), "gelu") == "gelu"
+
+
+@pytest.mark.parametrize(
+    "name",
+    "pad_token_id eos_token_id resid_pdrop attention_dropout hidden_dropout_prob use_cache "
+    "classifier_dropout initializer_range torch_dtype dtype transformers_version do_sample top_p "
+    "max_length id2label label2id task_specific_params repetition_penalty gradient_checkpointing "
+    "output_attentions decoder_start_token_id _name_or_path architectures".split(),
+)
+def test_settings_know_what_has_no_effect_on_inference(name):
+    Settings({name: 1}).refuse_unread()
+
+
+@pytest.mark.parametrize(
+    "name",
+    "scale_attn_weights sliding_window tie_word_embeddings quantization_config auto_map "
+    "hidden_size max_position_embeddings is_decoder layer_types use_sliding_window".split(),
+)
+def test_settings_take_nothing_else_for_being_without_effect(name):
+    with pytest.raises(ValueError, match=name):
+        Settings({name: 1}).refuse_unread()
+
+
+def test_from_pretrained_refuses_settings_by_name(tmp_path):
+    folder = write(tmp_path / "m", theirs(), CONFIG | {"window": 5, "act": "silu"})
+    with pytest.raises(ValueError, match="Toy: act must be one of .*, got 'silu'"):
+        from_pretrained(folder)
+    write(folder, theirs(), CONFIG | {"window": 5, "pad_token_id": 0})
+    with pytest.raises(ValueError, match="Toy: .*'window': 5"):
+        from_pretrained(folder)
+    assert from_pretrained(folder, ignore=("window",)).size == V
+
+
+# Saving
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_pretrained_writes_the_file_that_was_read(tmp_path, tied, dtype):
+    file, config = theirs(tied, dtype), CONFIG | {"tied": tied}
+    model = Toy.from_pretrained(write(tmp_path / "m", file, config))
+    target = model.save_pretrained(tmp_path / "deep" / "saved")
+    assert_same(load_file(target / "model.safetensors"), file)
+    name = str(dtype).removeprefix("torch.")
+    assert json.loads((target / "config.json").read_text()) == config | {"torch_dtype": name}
+    with safe_open(target / "model.safetensors", framework="pt") as opened:
+        assert opened.metadata()["format"] == "pt"  # which transformers asks for
+    mode = (target / "model.safetensors").stat().st_mode
+    assert mode & 0o777 == (target / "config.json").stat().st_mode & 0o777
+
+
+def test_save_pretrained_writes_a_new_model_and_replaces_its_own_files(tmp_path):
+    model = Toy(V, False).eval()
+    model.save_pretrained(tmp_path)  # an empty folder
+    loaded = from_pretrained(tmp_path)
+    assert_same(loaded.state_dict(), model.state_dict())
+    with torch.no_grad():
+        loaded.norm.bias.add_(1)
+    loaded.save_pretrained(tmp_path)  # over the file that it is mapped from
+    assert_same(from_pretrained(tmp_path).state_dict(), loaded.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["theirs", "tokenizer", "other", "half"])
+def test_save_pretrained_leaves_other_files_alone(tmp_path, kind):
+    folder = tmp_path / "m"
+    if kind == "theirs":
+        write(folder, theirs())
+    else:
+        Toy(V, False).save_pretrained(folder)
+        (folder / {"tokenizer": "tokenizer.json", "other": "x"}.get(kind, "config.json")).touch()
+    if kind == "half":
+        (folder / "model.safetensors").write_bytes(b"12345678")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"holds files that save_pretrained did not write \(\w+"):
+        Toy(V, False).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_save_pretrained_refuses_a_file_in_its_place(tmp_path):
+    (tmp_path / "m").touch()
+    with pytest.raises(ValueError, match="m is a file; choose another folder"):
+        Toy(V, False).save_pretrained(tmp_path / "m")
+
+
+def test_save_pretrained_keeps_the_old_files_if_it_fails(tmp_path, monkeypatch):
+    folder = Toy(V, False).save_pretrained(tmp_path / "m")
+    before = from_pretrained(folder).state_dict()
+
+    def fail(self, *_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", fail)
+    with pytest.raises(checkpoints.CheckpointError, match="cannot write .*m: disk full"):
+        Toy(V, False).save_pretrained(folder)
+    monkeypatch.undo()
+    assert_same(Toy.from_pretrained(folder).state_dict(), before)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_weight_map_must_name_every_tensor(tmp_path, monkeypatch):
+    every = Toy.weight_map
+    monkeypatch.setattr(Toy, "weight_map", lambda self: list(every(self))[:-1])
+    with pytest.raises(AssertionError, match="Toy.weight_map leaves out .'steps'."):
+        Toy(V, False).save_pretrained(tmp_path)
+
+
+# What is no checkpoint
+
+
+def test_from_pretrained_refuses_a_pickle_with_a_command_that_converts_it(tmp_path):
+    file, folder = theirs(), tmp_path / "m"
+    whole = Toy.from_pretrained(write(folder, file))
+    (folder / "model.safetensors").unlink()
+    halves = sorted(file)[::2], sorted(file)[1::2]
+    for i, names in enumerate(halves):
+        torch.save({k: file[k] for k in names}, folder / f"pytorch_model-0000{i + 1}-of-00002.bin")
+    with pytest.raises(ValueError, match="a pickle, which may execute code") as caught:
+        from_pretrained(folder)
+    command = re.search(r"python (-c .*)", str(caught.value), re.S)[1]
+    subprocess.run(f"{sys.executable} {command}", shell=True, check=True, cwd=folder)
+    assert_same(from_pretrained(folder).state_dict(), whole.state_dict())
+
+
+def test_from_pretrained_refuses_files_that_are_not_what_they_should_be(tmp_path):
+    folder = shards(tmp_path / "m", theirs())
+    shard = folder / "model-00002-of-00003.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="model-00002-of-00003.safetensors is corrupted: .*again"):
+        from_pretrained(folder)
+    shard.unlink()
+    with pytest.raises(ValueError, match="m is incomplete: model-00002-of-00003.safetensors not"):
+        from_pretrained(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    with pytest.raises(ValueError, match="corrupted: it must name files beside it, got .'../"):
+        from_pretrained(folder)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="index.json is corrupted"):
+        from_pretrained(folder)
+    for text, why in (("{", "Expecting"), ("[1]", "it holds a list, not an object")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=f"config.json is corrupted: {why}"):
+            from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="m is not a checkpoint: it has no config.json"):
+        from_pretrained(folder)
+    with pytest.raises(ValueError, match="from_pretrained: .*/nothing is not a folder"):
+        from_pretrained(tmp_path / "nothing")
+
+
+def test_from_pretrained_refuses_other_families(tmp_path):
+    folder = write(tmp_path / "m", theirs(), {"model_type": "x"})
+    with pytest.raises(ValueError, match="from_pretrained: model_type must be one of .*, got 'x'"):
+        from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"Toy: model_type must be one of \('toy', 'toy2'\), got"):
+        Toy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_families_know_their_model_types(kind):
+    module, name = FAMILIES[kind].split(":")
+    if find_spec(module) is None:
+        pytest.skip("not yet written")
+    family = getattr(import_module(module), name)
+    assert issubclass(family, PretrainedModel) and kind in family.model_types
+
+
+def test_hub_imports_a_family_when_it_is_asked_for():
+    code = "import sys, transformer_lib.hub as h; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name for name in done.stdout.split() if name.startswith("transformer_lib.")}
+    assert loaded == {f"transformer_lib.{name}" for name in ("hub", "checkpoints", "shapes")}
+
+
+# The hub's cache, without a network
+
+CACHED = """
+import sys
+from transformer_lib.hub import FAMILIES, from_pretrained
+FAMILIES["toy"] = "test_hub:Toy"
+try:
+    model = from_pretrained(sys.argv[1], revision=sys.argv[2] or None)
+    print(float(model.norm.bias.sum()))
+except ValueError as error:
+    print(error)
+"""
+COMMITS = {"main": "1" * 40, "v2": "2" * 40}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Laid out as huggingface_hub does: refs name commits, snapshots hold their files."""
+    root = tmp_path_factory.mktemp("hf")
+    repository = root / "hub" / "models--some--toy"
+    file = theirs()
+    for i, (name, commit) in enumerate(COMMITS.items()):
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / name).write_text(commit)
+        (repository / "snapshots").mkdir(exist_ok=True)
+        file["toy.ln.bias"] = torch.full((D,), float(i + 1))
+        write(repository / "snapshots" / commit, file)
+    shutil.copytree(repository, root / "hub" / "models--sharded")
+    for commit in COMMITS.values():
+        shutil.rmtree(root / "hub" / "models--sharded" / "snapshots" / commit)
+    shards(root / "hub" / "models--sharded" / "snapshots" / COMMITS["main"], file)
+    return root
+
+
+@pytest.mark.parametrize(
+    "name, revision, told",
+    [
+        ("some/toy", "", "30.0"),
+        ("some/toy", "v2", "60.0"),
+        ("some/toy", "2" * 40, "60.0"),
+        ("sharded", "", "60.0"),
+        ("some/other", "", "from_pretrained: some/other is not a folder, and config.json of some/"),
+        ("some/toy", "v3", "from_pretrained: some/toy is not a folder, and config.json of some/"),
+        ("a/b/c", "", "from_pretrained: a/b/c is not a folder"),
+    ],
+)
+def test_from_pretrained_reads_the_hubs_cache_offline(cache, name, revision, told):
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED, name, revision], capture_output=True, text=True,
+        env=os.environ | {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(told), done.stdout
+
+
+def test_from_pretrained_says_what_to_install_for_the_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r"executable-transformer\[hub\]"):
+        from_pretrained("gpt2")
