@@ -29,8 +29,8 @@ class Weights(NamedTuple):
 
     Args:
         ours: its name in the model's `state_dict`.
-        theirs: names in the file; joined along the first axis, they are ours. Several parts are
-            as long as the `widths` of the attention module say that owns them, or equally long.
+        theirs: names in the file; joined along the first axis, they are ours. Several parts have
+            as many rows as the attention module that owns them has `widths`, or equally many.
         transpose: whether the file holds each part with its two axes exchanged.
     """
 
@@ -40,19 +40,18 @@ class Weights(NamedTuple):
 
 # %% ../chapters/5_families/4_hub.ipynb #c3d2e5b4
 _NO_EFFECT = re.compile(
-    r".*_token_ids?|.*drop(out|_prob|path|_rate)?.*|.*_pdrop|initializer_\w+|architectures|model_type"
-    r"|transformers_version|tokenizer_class|_name_or_path|name_or_path|(torch_)?dtype|use_bfloat16"
-    r"|use_cache|gradient_checkpointing|torchscript|return_dict\w*|output_\w+|_?attn_implementation"
-    r"|chunk_size_feed_forward|id2label|label2id|num_labels|problem_type|finetuning_task"
-    r"|task_specific_params|tf_legacy_loss|(max|min)_length|do_sample|early_stopping|num_beams"
-    r"|num_beam_groups|diversity_penalty|temperature|top_[kp]|typical_p|\w+_penalty|bad_words_ids"
-    r"|(encoder_)?no_repeat_ngram_size|num_return_sequences|remove_invalid_values|prefix"
-    r"|(begin_)?suppress_tokens"
+    r".*_token_ids?|.*drop.*|initializer_\w+|architectures|model_type|transformers_version"
+    r"|tokenizer_class|_?name_or_path|(torch_)?dtype|use_bfloat16|use_cache|gradient_checkpointing"
+    r"|torchscript|return_dict\w*|output_\w+|_?attn_implementation|chunk_size_feed_forward"
+    r"|id2label|label2id|num_labels|problem_type|finetuning_task|task_specific_params"
+    r"|tf_legacy_loss|(max|min)_length|do_sample|early_stopping|num_beams|num_beam_groups|top_[kp]"
+    r"|temperature|typical_p|\w+_penalty|bad_words_ids|(encoder_)?no_repeat_ngram_size|prefix"
+    r"|num_return_sequences|remove_invalid_values|(begin_)?suppress_tokens"
 )
 
 
 class Settings:
-    """The values of a config.json; those that a model neither reads nor can do without are refused.
+    """The values of a config.json; what a model does not read, and may matter, is refused.
 
     Args:
         values: what the file holds.
@@ -83,11 +82,11 @@ class Settings:
         Raises:
             ValueError: it names every such setting.
         """
-        known = self._read | set(ignore)
         unread = {
             name: value
             for name, value in self._values.items()
-            if name not in known and value not in (None, {}, []) and not _NO_EFFECT.fullmatch(name)
+            if value not in (None, {}, []) and name not in self._read | set(ignore)
+            if not _NO_EFFECT.fullmatch(name)
         }
         if unread:
             raise ValueError(
@@ -97,40 +96,30 @@ class Settings:
 
 # %% ../chapters/5_families/4_hub.ipynb #d4c3f6a5
 _CONFIG, _MODEL, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_FLOATS = {
-    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
 _Fetch = Callable[[str], Path | None]
 
 
-def _hub_files(name: str, revision: str | None) -> _Fetch:
-    """Fetch files of a model on the Hugging Face hub, by its own cache."""
+def _fetcher(path_or_id: str | Path, revision: str | None) -> _Fetch:
+    """Return a function from names to files of a folder, or of the hub, by its own cache."""
+    folder, name = Path(path_or_id), str(path_or_id)
+    if folder.is_dir():
+        return lambda file: folder / file if (folder / file).is_file() else None
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise ValueError(f"from_pretrained: {name} is not a folder")
-    hub, errors = (import_extra(f"huggingface_hub{x}", "hub") for x in ("", ".errors"))
+    hub = import_extra("huggingface_hub", "hub")
 
     def fetch(file: str) -> Path | None:
         try:
             return Path(hub.hf_hub_download(name, file, revision=revision))
-        except errors.LocalEntryNotFoundError as error:
-            if file != _CONFIG:  # one of the names that a checkpoint need not have
-                return None
-            raise ValueError(
-                f"from_pretrained: {name} is not a folder, and {file} of {name} on the hub is not "
-                f"in the cache and cannot be fetched: {error}"
-            ) from error
-        except errors.EntryNotFoundError:
-            return None
         except (OSError, ValueError) as error:
+            if file != _CONFIG and isinstance(error, hub.utils.EntryNotFoundError):
+                return None  # of the other files, a checkpoint has only some
             raise ValueError(
-                f"from_pretrained: {name} is not a folder, and the hub refuses {name}: {error}"
+                f"from_pretrained: {name} is not a folder, and {file} of {name} is neither in the "
+                f"hub's cache nor can it be fetched: {error}"
             ) from error
 
     return fetch
-
-
-def _folder_files(folder: Path) -> _Fetch:
-    return lambda file: folder / file if (folder / file).is_file() else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -154,16 +143,15 @@ def _tensor_files(where: str, fetch: _Fetch) -> list[Path]:
         return [single]
     if (index := fetch(_INDEX)) is None:
         raise ValueError(
-            f"{where} has no {_MODEL}. If it has a pytorch_model.bin, a pickle, which may execute "
-            f"code when it is loaded: convert it in its folder by\n{_CONVERT}"
+            f"{where} has no {_MODEL}. If it has a pytorch_model.bin, that is a pickle, which may "
+            f"execute code when it is loaded; convert it, in its folder, by\n{_CONVERT}"
         )
     names = sorted({*_read_json(index).get("weight_map", {}).values()})
     foreign = [name for name in names if Path(name).name != name]
     if not names or foreign:
         raise ValueError(f"{index} is corrupted: it must name files beside it, got {foreign}")
     files = {name: fetch(name) for name in names}
-    missing = [name for name, file in files.items() if file is None]
-    if missing:
+    if missing := [name for name, file in files.items() if file is None]:
         raise ValueError(f"{where} is incomplete: {', '.join(missing)} not found")
     return [file for file in files.values() if file is not None]
 
@@ -177,7 +165,7 @@ class _Stored(NamedTuple):
     dtype: str
 
     def read(self) -> Tensor:
-        """Map it into memory. It has a mapping of its own: pages of a copied tensor are freed."""
+        """Map it into memory, by a mapping of its own, which ends when the tensor is copied."""
         with safe_open(self.file, framework="pt") as opened:
             return opened.get_tensor(self.name)
 
@@ -192,117 +180,105 @@ def _contents(file: Path) -> list[_Stored]:
         raise ValueError(f"{file} is corrupted: {error}; download it again") from error
 
 # %% ../chapters/5_families/4_hub.ipynb #f6a5b8e7
-class _Group(NamedTuple):
-    """A tensor of the model and the entries of its weight map: the first, then other names."""
+class _Entry(NamedTuple):
+    """An entry of a weight map, and what the file must hold for it."""
 
-    tensor: Tensor
-    entries: list[tuple[Weights, list[int]]]  # with the length of each part
+    tensor: Tensor  # ours
+    shapes: dict[str, tuple[int, ...]]  # theirs
+    transpose: bool
+
+    def join(self, found: Mapping[str, _Stored], dtype: torch.dtype | None) -> Tensor:
+        """Read ours: mapped where the file holds it as it is, else copied."""
+        parts = [found[name].read() for name in self.shapes]
+        parts = [part.mT for part in parts] if self.transpose else parts
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return (joined.to(dtype) if joined.is_floating_point() else joined).contiguous()
+
+    def split(self) -> dict[str, Tensor]:
+        """Cut ours into theirs."""
+        ours, axis = self.tensor.detach().cpu(), int(self.transpose)
+        rows = [shape[axis] for shape in self.shapes.values()] if len(self.shapes) > 1 else []
+        parts = [part.mT if axis else part for part in (ours.split(rows) if rows else [ours])]
+        return {n: part.contiguous() for n, part in zip(self.shapes, parts, strict=True)}
 
 
-def _parts(model: nn.Module, entry: Weights, tensor: Tensor) -> list[int]:
-    """Say how many rows each part of a tensor has."""
-    n, rows = len(entry.theirs), tensor.shape[0] if tensor.dim() else 1
-    owner = model.get_submodule(".".join(entry.ours.split(".")[:-2]))
-    widths = getattr(owner, "widths", ())
-    if n > 1 and len(widths) == n and sum(widths) == rows:
-        return [*widths]
-    assert rows % n == 0, f"{entry.ours} has {rows} rows, which are no {n} equal parts"
-    return [rows // n] * n
-
-
-def _groups(model: "PretrainedModel") -> dict[int, _Group]:
-    """Find for each parameter and persistent buffer what the weight map says."""
+def _plan(model: "PretrainedModel") -> list[list[_Entry]]:
+    """List for each parameter and persistent buffer its entries; only the first is written."""
     state = model.state_dict(keep_vars=True)
-    groups = {id(tensor): _Group(tensor, []) for tensor in state.values()}
-    for entry in model.weight_map():
-        tensor = state[entry.ours]
-        groups[id(tensor)].entries.append((entry, _parts(model, entry, tensor)))
-    unnamed = [name for name, tensor in state.items() if not groups[id(tensor)].entries]
+    plan: dict[int, list[_Entry]] = {id(tensor): [] for tensor in state.values()}
+    for ours, theirs, transpose in model.weight_map():
+        tensor, n = state[ours], len(theirs)
+        shapes = [tuple(tensor.shape)]
+        if n > 1:
+            widths = getattr(model.get_submodule(".".join(ours.split(".")[:-2])), "widths", ())
+            rows = widths if len(widths) == n else [len(tensor) // n] * n
+            assert sum(rows) == len(tensor), f"{ours}: {len(tensor)} rows, got parts of {rows}"
+            shapes = [(row, *tensor.shape[1:]) for row in rows]
+        shapes = [shape[::-1] for shape in shapes] if transpose else shapes
+        entry = _Entry(tensor, dict(zip(theirs, shapes, strict=True)), transpose)
+        plan[id(tensor)].append(entry)
+    unnamed = [name for name, tensor in state.items() if not plan[id(tensor)]]
     assert not unnamed, f"{type(model).__name__}.weight_map leaves out {unnamed}"
-    return groups
-
-
-def _shapes(group: _Group, entry: Weights, parts: list[int]) -> dict[str, tuple[int, ...]]:
-    """Say which shape each tensor of an entry has in the file."""
-    rest = group.tensor.shape[1:] if group.tensor.dim() else ()
-    whole = [(n, *rest) if group.tensor.dim() else () for n in parts]
-    shapes = [shape[::-1] if entry.transpose else shape for shape in whole]
-    return dict(zip(entry.theirs, shapes, strict=True))
+    return [*plan.values()]
 
 # %% ../chapters/5_families/4_hub.ipynb #a7f6c9d8
-def _by_name(
-    cls: "type[PretrainedModel]", stored: Iterable[_Stored], wanted: set[str]
-) -> tuple[dict[str, _Stored], list[str]]:
-    """Sort a file's tensors by the names that the class expects; return what is left as well."""
+_FLOATS = {
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+
+
+def _match(
+    model: "PretrainedModel", plan: list[list[_Entry]], files: list[Path]
+) -> dict[str, _Stored]:
+    """Find each tensor by the name that the class expects; refuse unless all fits."""
+    wanted = {name for entries in plan for entry in entries for name in entry.shapes}
     found: dict[str, _Stored] = {}
-    extra = []
-    for tensor in stored:
-        name = tensor.name
-        for old, new in cls.renames.items():
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong": []}
+    for stored in (stored for file in files for stored in _contents(file)):
+        name = stored.name
+        for old, new in model.renames.items():
             name = re.sub(old, new, name)
-        if name not in wanted and cls.base_prefix + name in wanted:
-            name = cls.base_prefix + name
+        name = name if name in wanted else model.base_prefix + name
         if name in wanted and name not in found:
-            found[name] = tensor
-        elif name in wanted or not any(re.search(pattern, name) for pattern in cls.unused):
-            extra.append(tensor.name)
-    return found, extra
-
-
-def _compare(
-    own: str, where: str, groups: Iterable[_Group], found: Mapping[str, _Stored], extra: list[str]
-) -> None:
-    """Refuse a checkpoint unless each tensor is there, in its shape, and no other."""
-    problems: dict[str, list[str]] = {"missing": [], "unexpected": extra, "wrong": []}
-    for group in groups:
-        all_there = [all(x in found for x in entry.theirs) for entry, _ in group.entries]
-        for i, (entry, parts) in enumerate(group.entries):
-            for name, shape in _shapes(group, entry, parts).items():
-                if name not in found:
-                    if i == 0 and not any(all_there):
-                        problems["missing"].append(f"{name} {shape}")
-                elif found[name].shape != shape:
-                    problems["wrong"].append(f"{name} {found[name].shape}, must be {shape}")
-                elif group.tensor.is_floating_point() and found[name].dtype not in _FLOATS:
-                    problems["wrong"].append(f"{name} {found[name].dtype}, must be floating-point")
+            found[name] = stored
+        elif name in wanted or not any(re.search(x, stored.name) for x in model.unused):
+            problems["unexpected"].append(stored.name)
+    for entries in plan:
+        if not any(entry.shapes.keys() <= found.keys() for entry in entries):
+            absent = {n: shape for n, shape in entries[0].shapes.items() if n not in found}
+            problems["missing"] += [f"{name} {shape}" for name, shape in absent.items()]
+        for entry in entries:
+            for name in entry.shapes.keys() & found.keys():
+                _, _, shape, dtype = found[name]
+                if shape != entry.shapes[name]:
+                    problems["wrong"].append(f"{name} {shape}, must be {entry.shapes[name]}")
+                elif entry.tensor.is_floating_point() and dtype not in _FLOATS:
+                    problems["wrong"].append(f"{name} {dtype}, must be floating-point")
     if any(problems.values()):
-        text = "".join(f"\n{kind}: {'; '.join(names)}" for kind, names in problems.items() if names)
+        text = "".join(f"\n{kind}: {'; '.join(x)}" for kind, x in problems.items() if x)
+        own, where = type(model).__name__, files[0].parent
         raise ValueError(f"{own}: {where} does not hold the model of its config.json{text}")
+    return found
 
 
-def _join(entry: Weights, found: Mapping[str, _Stored], dtype: torch.dtype | None) -> Tensor:
-    """Read a tensor of ours: mapped where the file holds it as it is, else copied."""
-    parts = [found[name].read() for name in entry.theirs]
-    parts = [part.mT for part in parts] if entry.transpose else parts
-    tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
-
-# %% ../chapters/5_families/4_hub.ipynb #b8e7d0c9
-def _fill(
-    model: "PretrainedModel", where: str, files: list[Path], dtype: torch.dtype | None
-) -> None:
+def _fill(model: "PretrainedModel", files: list[Path], dtype: torch.dtype | None) -> None:
     """Put the tensors of files into a model on the meta device."""
-    own, groups = type(model).__name__, _groups(model)
-    wanted = {name for g in groups.values() for entry, _ in g.entries for name in entry.theirs}
-    stored = [tensor for file in files for tensor in _contents(file)]
-    found, extra = _by_name(type(model), stored, wanted)
-    _compare(own, where, groups.values(), found, extra)
-    if dtype is None:
-        floats = [_FLOATS[tensor.dtype] for tensor in found.values() if tensor.dtype in _FLOATS]
-        dtype = reduce(torch.promote_types, floats) if floats else None
-    loaded: dict[int, Tensor] = {}
-    quiet = None if len(files) > 1 else True  # None: a bar in a terminal alone
-    for key, group in tqdm(groups.items(), f"loading {own}", leave=False, disable=quiet):
-        entries = [entry for entry, _ in group.entries if all(x in found for x in entry.theirs)]
-        tensor = _join(entries[0], found, dtype)
-        for other in entries[1:]:
-            if not torch.equal(tensor, _join(other, found, dtype)):
+    own, plan, loaded = type(model).__name__, _plan(model), dict[int, Tensor]()
+    found = _match(model, plan, files)
+    floats = [_FLOATS[stored.dtype] for stored in found.values() if stored.dtype in _FLOATS]
+    dtype = reduce(torch.promote_types, floats) if dtype is None and floats else dtype
+    quiet = None if len(files) > 1 else True  # None: a bar, but only in a terminal
+    for entries in tqdm(plan, f"loading {own}", leave=False, disable=quiet):
+        there = [entry for entry in entries if entry.shapes.keys() <= found.keys()]
+        ours, tensor = there[0].tensor, there[0].join(found, dtype)
+        for other in there[1:]:
+            if not torch.equal(tensor, other.join(found, dtype)):
                 raise ValueError(
-                    f"{own}: {where} must hold the same numbers in {', '.join(entries[0].theirs)} "
-                    f"and {', '.join(other.theirs)}, which its config.json ties"
+                    f"{own}: {files[0].parent} must hold the same numbers in {[*there[0].shapes]} "
+                    f"and {[*other.shapes]}, which its config.json ties"
                 )
-        is_parameter = isinstance(group.tensor, nn.Parameter)
-        loaded[key] = nn.Parameter(tensor, group.tensor.requires_grad) if is_parameter else tensor
+        is_parameter = isinstance(ours, nn.Parameter)
+        loaded[id(ours)] = nn.Parameter(tensor, ours.requires_grad) if is_parameter else tensor
     state = model.state_dict(keep_vars=True)
     model.load_state_dict({name: loaded[id(old)] for name, old in state.items()}, assign=True)
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -316,15 +292,13 @@ def _require_own(folder: Path) -> None:
     """Refuse a folder whose files a save would delete."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; choose another folder")
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not found:
-        return
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     other = sorted(found - {_CONFIG, _MODEL})
     try:
         with safe_open(folder / _MODEL, framework="pt") as opened:
             ours = _MARK.items() <= (opened.metadata() or {}).items()
     except (OSError, SafetensorError):
-        ours = False
+        ours = not found
     if other or not ours:
         names = ", ".join((other or sorted(found))[:3])
         raise ValueError(
@@ -370,15 +344,21 @@ class PretrainedModel(nn.Module):
         dtype: torch.dtype | None = None, ignore: Sequence[str] = (),
     ) -> _Model:  # fmt: skip
         """Load a model of this class; arguments as in `from_pretrained` of this module."""
-        where, config, fetch = _locate(path_or_id, revision)
-        own = cls.__name__
-        require(own, model_type=(config.get("model_type"), cls.model_types))
+        where, fetch = str(path_or_id), _fetcher(path_or_id, revision)
+        if (file := fetch(_CONFIG)) is None:
+            raise ValueError(f"{where} is not a checkpoint: it has no {_CONFIG}")
+        config = _read_json(file)
+        own, known = cls.__name__, cls.model_types or tuple(FAMILIES)
+        require(own, model_type=(config.get("model_type"), known))
         require(own, dtype=(dtype, (None, *_FLOATS.values())))
-        settings = Settings(config, own)
+        if not cls.model_types:  # any family
+            module, name = FAMILIES[config["model_type"]].split(":")
+            cls = getattr(import_module(module), name)
+        settings = Settings(config, cls.__name__)
         with torch.device("meta"):
             model = cls.from_settings(settings)
         settings.refuse_unread(ignore)
-        _fill(model, where, _tensor_files(where, fetch), dtype)
+        _fill(model, _tensor_files(where, fetch), dtype)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -392,13 +372,7 @@ class PretrainedModel(nn.Module):
         """
         folder = Path(folder).resolve()
         _require_own(folder)
-        tensors: dict[str, Tensor] = {}
-        for group in _groups(self).values():
-            entry, parts = group.entries[0]
-            ours = group.tensor.detach().cpu()
-            cut = ours.split(parts) if len(parts) > 1 else (ours,)
-            for name, part in zip(entry.theirs, cut, strict=True):
-                tensors[name] = (part.mT if entry.transpose else part).contiguous()
+        tensors = {n: part for entries in _plan(self) for n, part in entries[0].split().items()}
         floats = {str(x.dtype)[len("torch.") :] for x in tensors.values() if x.is_floating_point()}
         config = self.settings() | ({"torch_dtype": floats.pop()} if len(floats) == 1 else {})
 
@@ -424,15 +398,6 @@ FAMILIES = {  # model_type of config.json: where its class is
 }
 
 
-def _locate(path_or_id: str | Path, revision: str | None) -> tuple[str, dict[str, Any], _Fetch]:
-    """Find a checkpoint and read its config.json."""
-    folder, where = Path(path_or_id), str(path_or_id)
-    fetch = _folder_files(folder) if folder.is_dir() else _hub_files(where, revision)
-    if (file := fetch(_CONFIG)) is None:
-        raise ValueError(f"{where} is not a checkpoint: it has no {_CONFIG}")
-    return where, _read_json(file), fetch
-
-
 def from_pretrained(
     path_or_id: str | Path, *, revision: str | None = None,
     dtype: torch.dtype | None = None, ignore: Sequence[str] = (),
@@ -451,8 +416,5 @@ def from_pretrained(
     Raises:
         ValueError: if the checkpoint is none, is unknown, is incomplete, or does not fit.
     """
-    config = _locate(path_or_id, revision)[1]
-    require("from_pretrained", model_type=(config.get("model_type"), tuple(FAMILIES)))
-    module, name = FAMILIES[config["model_type"]].split(":")
-    family: type[PretrainedModel] = getattr(import_module(module), name)
-    return family.from_pretrained(path_or_id, revision=revision, dtype=dtype, ignore=ignore)
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "ignore": ignore}
+    return PretrainedModel.from_pretrained(path_or_id, **options)
