@@ -34,6 +34,7 @@ EXTRAS_ONLY = (
     "sacremoses",
     "ctranslate2",
     "huggingface_hub",
+    "sklearn",
     "nbdev",
     "fastcore",
     "beartype",

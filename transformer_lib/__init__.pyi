@@ -93,6 +93,9 @@ from . import (
 from . import (
     translation as translation,
 )
+from . import (
+    vit as vit,
+)
 from .attention import (
     attend as attend,
 )
@@ -192,5 +195,6 @@ from .tokenizer import (
 from .trainer import Trainer as Trainer
 from .trainer import TrainingConfig as TrainingConfig
 from .translation import Translator as Translator
+from .vit import ViT as ViT
 
 __version__: str
