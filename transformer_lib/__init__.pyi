@@ -10,6 +10,9 @@ from . import (
     beam_search as beam_search,
 )
 from . import (
+    bert as bert,
+)
+from . import (
     bleu as bleu,
 )
 from . import (
@@ -117,6 +120,7 @@ from .batches import (
 from .batches import (
     PairBatches as PairBatches,
 )
+from .bert import Bert as Bert
 from .cpu import pack_for_decoding as pack_for_decoding
 from .cpu import use_onednn as use_onednn
 from .datasets import multi30k as multi30k
