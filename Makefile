@@ -20,7 +20,7 @@ WRITTEN := tests benchmarks _ext build.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test serve export chapter lint sync unit typed untyped pages format mutants bench gpu bounds set-repo clean
+.PHONY: help book test serve export chapter lint sync unit typed untyped pages site-check format mutants bench gpu bounds set-repo clean
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -70,6 +70,11 @@ untyped: $(VENV)/installed
 
 pages: book  ## the tests of the built pages
 	$(PYTEST) tests/test_site.py
+
+# Needs node, npm and Chromium; the two npm packages go to out/browser.
+site-check: book  ## open every built page in Chromium: accessibility, links, weight, phone and paper
+	@npm install --silent --no-audit --no-fund --prefix out/browser playwright-core@1.65.1 axe-core@4.14.1
+	BOOK_BROWSER=insist $(PYTEST) tests/test_site.py -k browser
 
 format: $(VENV)/installed  ## format the Python files that are written by hand
 	$(BIN)/ruff format $(WRITTEN)

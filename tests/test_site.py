@@ -6,6 +6,9 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -17,6 +20,11 @@ from bs4 import BeautifulSoup
 from notebooks import contents, topic
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "_ext"))
+import finish  # noqa: E402
+import share  # noqa: E402
+import slim  # noqa: E402
+
 SITE = Path(os.environ.get("BOOK_SITE", ROOT / "out" / "site"))
 EXECUTED = ROOT / "out" / "book"
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
@@ -131,6 +139,9 @@ def test_titles_carry_the_number_of_part_and_chapter(page):
     assert title.startswith(".".join(NUMBER.match(page).groups()))
 
 
+HAS_ADDRESS = not REPOSITORY.startswith(finish.PLACEHOLDER)
+
+
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_launch_button_opens_this_chapter_in_colab(page):
     slug = REPOSITORY.removeprefix("https://github.com/")
@@ -138,7 +149,12 @@ def test_launch_button_opens_this_chapter_in_colab(page):
     found = {
         a["href"] for a in soup(page).find_all("a", href=True) if "colab.research" in a["href"]
     }
-    assert found == {wanted}
+    assert found == ({wanted} if HAS_ADDRESS else set())
+
+
+@pytest.mark.parametrize("page", [*CONTENTS, *GENERATED])
+def test_no_link_leads_to_a_placeholder(page):
+    assert [a for a in soup(page).find_all("a", href=True) if "/OWNER/" in a["href"]] == []
 
 
 @pytest.mark.parametrize("page", CONTENTS)
@@ -344,5 +360,231 @@ def test_mathjax_is_part_of_the_site():
         )
 
 
-def test_site_links_to_the_repository():
-    assert any(a["href"].startswith(REPOSITORY) for a in soup(CONTENTS[0]).find_all("a", href=True))
+def test_site_links_to_the_repository_where_it_has_an_address():
+    links = [a for a in soup(CONTENTS[0]).find_all("a", href=True)]
+    assert any(a["href"].startswith(REPOSITORY) for a in links) == HAS_ADDRESS
+
+
+# Weight
+
+
+def local(page, address):
+    return ((SITE / f"{page}.html").parent / urlsplit(address).path).resolve()
+
+
+def weight(page):
+    """Bytes of HTML, style sheets and scripts, without MathJax."""
+    links = [link["href"] for link in soup(page).find_all("link", rel="stylesheet")]
+    links += [script["src"] for script in soup(page).find_all("script", src=True)]
+    files = {local(page, link) for link in links if "mathjax" not in link}
+    return len(html(page).encode()) + sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_chapters_are_light(page):
+    assert weight(page) <= 700_000
+
+
+@pytest.mark.parametrize("page", [*CONTENTS, "genindex", "py-modindex"])
+def test_pages_load_only_what_they_use(page):
+    loaded = " ".join(script.get("src", "") for script in soup(page).find_all("script"))
+    assert "fontawesome" not in loaded and "searchindex" not in loaded
+    assert ("mathjax" in loaded) == bool(soup(page).select(".math"))
+
+
+def test_search_loads_its_index():
+    assert "searchindex.js" in html("search")
+
+
+def test_images_say_their_size_and_come_when_they_are_needed():
+    for page in CONTENTS:
+        for i, image in enumerate(article(page).find_all("img")):
+            assert image.get("width") and image.get("height"), (page, image["src"])
+            assert i == 0 or image.get("loading") == "lazy", (page, image["src"])
+
+
+def test_every_icon_is_drawn():
+    for page in [*CONTENTS, *GENERATED]:
+        assert not soup(page).select("i[class*=fa-], span[class*=fa-]"), page
+
+
+# Names, languages, tables
+
+
+@pytest.mark.parametrize("page", [*CONTENTS, *GENERATED])
+def test_folds_have_names_and_tables_no_empty_heading(page):
+    for fold in soup(page).find_all("summary"):
+        assert fold.get_text().strip() or fold.get("aria-label")
+        assert fold.get_text().strip() == "" or not fold.get("aria-label")
+        assert not fold.find("a")  # a click on the title opens the fold, and leads nowhere
+    assert [th for th in soup(page).find_all("th") if not th.get_text().strip()] == []
+
+
+def test_solutions_are_folds():
+    assert not any(soup(page).select("div.dropdown.admonition") for page in CHAPTERS)
+    assert any(soup(page).select("details.solution") for page in CHAPTERS)
+
+
+def test_chinese_terms_say_that_they_are_chinese():
+    glossary = next(page for page in CONTENTS if topic(page) == "glossary")
+    marked = article(glossary).select("[lang=zh]")
+    assert len(marked) > 50
+    for span in marked:
+        span.replace_with("")
+    assert not re.search("[\u4e00-\u9fff]", article(glossary).get_text())
+
+
+def test_numbers_stand_on_the_right():
+    page = next(page for page in CHAPTERS if soup(page).select("table.dataframe td.num"))
+    for cell in soup(page).select("table.dataframe td.num"):
+        assert (
+            cell.get_text().strip() == ""
+            or not cell.get_text().strip().isalpha()
+            or (cell.get_text().strip().lower() in {"nan", "inf", "never", "no", "none"})
+        )
+
+
+PANDAS = """<div class="output text_html"><div><style scoped>x</style>
+<table border="1" class="dataframe"><thead>
+<tr style="text-align: right;"><th></th><th>loss</th><th>note</th></tr>
+<tr><th>step</th><th></th><th></th></tr></thead>
+<tbody><tr><th>1</th><td>0.50</td><td>first</td></tr><tr><th>2</th><td>nan</td><td></td></tr></tbody>
+</table></div></div>"""
+
+
+def test_tables_of_pandas_get_one_row_of_names_and_numbers_on_the_right():
+    table = BeautifulSoup(finish.tables(PANDAS), "html.parser").table
+    head, first, second = table.find_all("tr")
+    assert [c.get_text() for c in head.find_all("th")] == ["step", "loss", "note"]
+    assert [c.get("class") for c in head.find_all("th")] == [None, ["num"], None]
+    assert [c.get_text() for c in first.find_all(["th", "td"])] == ["1", "0.50", "first"]
+    assert second.find_all("td")[0]["class"] == ["num"] and first.th["scope"] == "row"
+
+
+def test_folds_keep_what_is_in_them():
+    page = (
+        '<div class="solution dropdown admonition" id="a">\n<p class="admonition-title">Solution to'
+        '<a href="#b"> one</a></p><div>x<div class="dropdown admonition">'
+        '<p class="admonition-title">Hint</p>y</div></div></div><div>z</div>'
+    )
+    tree = BeautifulSoup(finish.folds(page), "html.parser")
+    outer, inner = tree.find_all("details")
+    assert outer["id"] == "a" and outer.summary.get_text() == "Solution to one"
+    assert inner.get_text() == "Hinty" and inner in outer.find_all("details")
+    assert tree.find_all("div")[-1].get_text() == "z"
+
+
+def test_slim_style_sheets_keep_what_is_used():
+    sheet = """/* c */ @charset "utf-8"; a{b:c} .gone,.kept:hover{content:"}"} #gone .kept{d:e}
+    .kept:not(.gone){f:g} @media (min-width:1px){.gone{x:y}} @media print{.kept{x:url(a;b)}}"""
+    slimmed = slim.without_unused(sheet, {"kept"})
+    assert "gone{" not in slimmed and "#gone" not in slimmed and "min-width" not in slimmed
+    for rule in ("a{b:c}", '.kept:hover{content:"}"}', ".kept:not(.gone){f:g}", "url(a;b)"):
+        assert rule in slimmed
+
+
+# Addresses
+
+
+@pytest.mark.parametrize("page", CONTENTS)
+def test_pages_describe_themselves(page):
+    (tag,) = soup(page).find_all("meta", attrs={"name": "description"})
+    assert 20 <= len(tag["content"]) <= 300 and "\\" not in tag["content"]
+    assert bool(soup(page).find("link", rel="canonical")) == HAS_ADDRESS
+    assert bool(soup(page).find("meta", property="og:image")) == HAS_ADDRESS
+
+
+def test_site_has_an_overview_and_a_page_for_lost_readers():
+    overview = (SITE / "llms.txt").read_text()
+    for page in CONTENTS[1:]:
+        assert f"{page}.html)" in overview
+    assert (SITE / "404.html").is_file()
+    assert (SITE / "sitemap.xml").is_file() == HAS_ADDRESS
+
+
+class Config(dict):
+    __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
+
+
+@pytest.mark.parametrize(
+    "repository, address",
+    [
+        ("https://github.com/A-Reader/their-book", "https://a-reader.github.io/their-book/"),
+        ("https://github.com/Reader/reader.github.io", "https://reader.github.io/"),
+    ],
+)
+def test_buttons_and_addresses_follow_the_repository(repository, address):
+    def settings(url):
+        names = ("repository", "issues", "edit_page")
+        options = {"repository_url": url, "launch_buttons": {"colab_url": "x"}}
+        options |= {f"use_{name}_button": True for name in names}
+        config = Config(html_theme_options=options, html_baseurl="")
+        finish.without_placeholder(None, config)
+        return config
+
+    without = settings(f"{finish.PLACEHOLDER}executable-transformer")
+    assert not any(without.html_theme_options.values()) and not without.html_baseurl
+    with_one = settings(repository)
+    assert all(with_one.html_theme_options.values()) and with_one.html_baseurl == address
+
+
+def test_an_address_is_written_into_every_page(tmp_path):
+    page = html(CHAPTERS[0])
+    site = {"title": "Book", "address": "https://a.github.io/b/"}
+    tags = BeautifulSoup(share.tags(CHAPTERS[0], page, site), "html.parser")
+    found = {tag.get("property"): tag["content"] for tag in tags.find_all("meta")}
+    assert found["og:url"] == f"https://a.github.io/b/{CHAPTERS[0]}.html"
+    assert found["og:image"].startswith("https://a.github.io/b/_images/card-")
+    card = tmp_path / "card.png"
+    share.draw_card(card, CHAPTERS[0], "A title of some words", "One sentence. " * 20, "Book")
+    assert finish.size_of(card) == (share.WIDTH, share.HEIGHT)
+    assert 'href="https://a.github.io/b/index.html"' in share.lost(site)
+
+
+def test_notebooks_to_download_say_how_to_install(tmp_path):
+    cell = (
+        f'%pip install -q \\"executable-transformer[chapters] @ git+{finish.PLACEHOLDER}x@main\\"'
+    )
+    (tmp_path / "a.ipynb").write_text(f'["    {cell}"]')
+    finish.notebooks_without_placeholder(tmp_path)
+    (line,) = json.loads((tmp_path / "a.ipynb").read_text())
+    assert line.startswith("    raise ModuleNotFoundError(") and "OWNER" not in line
+    compile(line.strip(), "cell", "exec")
+
+
+# A real browser
+
+PARTS = 4
+
+
+def browser_lacks():
+    """What is missing for the checks in a browser, or nothing."""
+    if os.environ.get("BOOK_BROWSER") == "done":
+        return "make site-check has just run them"
+    folders = [ROOT / "out" / "browser" / "node_modules"]
+    folders += [
+        Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder
+    ]
+    for package in ("playwright-core", "axe-core"):
+        if not any((folder / package).is_dir() for folder in folders):
+            return f"the npm package {package} is missing"
+    if not shutil.which("node"):
+        return "node is missing"
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if not (os.environ.get("CHROME_PATH") or any(map(shutil.which, names))):
+        return "Chromium is missing"
+    return ""
+
+
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
+def test_pages_in_a_browser(part):
+    lacks = browser_lacks()
+    if lacks and os.environ.get("BOOK_BROWSER") != "insist":
+        pytest.skip(f"NOT CHECKED in a browser: {lacks}; `make site-check` installs what it needs")
+    assert not lacks
+    folders = [str(ROOT / "out" / "browser" / "node_modules"), os.environ.get("NODE_PATH", "")]
+    done = subprocess.run(
+        ["node", ROOT / "tests" / "browser.mjs", SITE, f"--part={part}/{PARTS}"],
+        capture_output=True, text=True, env={**os.environ, "NODE_PATH": os.pathsep.join(folders)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
