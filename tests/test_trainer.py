@@ -551,7 +551,7 @@ def test_resume_uses_the_newest_valid_checkpoint_and_truncates_the_log(whole, tm
     newest = checkpoints(tmp_path)[0] / "optimizer.safetensors"
     os.truncate(newest, newest.stat().st_size // 2)
     second = make(tmp_path, **options)
-    with pytest.warns(UserWarning, match="optimizer.safetensors.*the one before it is tried"):
+    with pytest.warns(UserWarning, match="optimizer.safetensors.*trying the checkpoint before it"):
         assert second.resume()
     assert second.step == 8
     with (tmp_path / LOG).open("a") as log:

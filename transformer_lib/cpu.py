@@ -215,7 +215,7 @@ def _mix_one(
 
 
 def _is_plain(attention: MultiHeadAttention) -> bool:
-    """Whether an attention does what _attend_one does, and nothing reads its weights."""
+    """Whether the module does what _attend_one does, and nothing reads its weights."""
     return type(attention) is MultiHeadAttention and not attention.is_recorded
 
 

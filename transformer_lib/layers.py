@@ -230,7 +230,7 @@ class DecoderLayer(_Layer):
     """Let positions see their past, then the encoder's memory, then transform each of them.
 
     Vaswani et al. (2017), Section 3.1 and Figure 1, right. Arguments as in EncoderLayer, with two
-    ready attentions in place of one; positions act in self-attention alone.
+    ready attention modules in place of one; positions act in self-attention alone.
     """
 
     def __init__(

@@ -142,7 +142,7 @@ class _TokenModel(nn.Module):
         return None if make is None else make(self.config, both)
 
     def make_attention(self, positions: _positions.PositionScheme | None) -> MultiHeadAttention:
-        """Make one attention of a layer; a model of another kind may make its own here."""
+        """Make an attention module of a layer; a model of another kind may make its own here."""
         config = self.config
         options: dict[str, Any] = {"n_kv_heads": config.n_kv_heads, "d_head": config.head_dim}
         options |= {"bias": config.bias, "dropout": config.attention_dropout}
@@ -156,13 +156,13 @@ class _TokenModel(nn.Module):
         options = {name: getattr(config, name) for name in names}
         sizes = (config.d_model, config.n_heads, config.d_ff)
 
-        def attentions() -> dict[str, MultiHeadAttention]:
+        def modules() -> dict[str, MultiHeadAttention]:
             if layer is EncoderLayer:
                 return {"attention": self.make_attention(positions)}
             own, cross = self.make_attention(positions), self.make_attention(None)
             return {"self_attention": own, "cross_attention": cross}
 
-        return nn.ModuleList(layer(*sizes, **options, **attentions()) for _ in range(depth))
+        return nn.ModuleList(layer(*sizes, **options, **modules()) for _ in range(depth))
 
     def _norm(self) -> nn.Module:
         """Make the norm that closes a stack, if it has one."""

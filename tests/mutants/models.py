@@ -50,8 +50,8 @@ MUTANTS = [
     ),
     (
         "one layer stands in for all layers of a stack",
-        "nn.ModuleList(layer(*sizes, **options, **attentions()) for _ in range(depth))",
-        "nn.ModuleList([layer(*sizes, **options, **attentions())] * depth)",
+        "nn.ModuleList(layer(*sizes, **options, **modules()) for _ in range(depth))",
+        "nn.ModuleList([layer(*sizes, **options, **modules())] * depth)",
     ),
     (
         "the decoder has the encoder's depth",
