@@ -130,6 +130,8 @@ def frame(page):
         page,
     )
     page = re.sub(r'\s*<div id="ethical-ad-placement".*?</div>', "", page, flags=re.S)
+    if (start := page.find('<div id="jb-print-docs-body"')) >= 0:  # the contents a second time
+        page = page[:start] + page[end_of(page, start) :].lstrip()
     return page.replace(' role="list" class="citation-list"', ' class="citation-list"')
 
 
@@ -140,6 +142,7 @@ def code(page, plain):
     """Code without the spans that have no color of their own: a third of a chapter's text."""
     page = re.sub(rf'<span class="(?:{"|".join(plain)})">([^<]*)</span>', r"\1", page)
     page = page.replace('<span class="o">.</span>', ".")
+    page = re.sub(r'<span class="pre">([^<]*)</span>', r"\1", page)
     return re.sub(r"<pre><span></span>", "<pre>", page)
 
 

@@ -5,6 +5,7 @@ Loaded by `nb_custom_formats` in _config.yml. Sphinx does not notice a change in
 """
 
 import re
+from html import escape
 
 import nbformat
 
@@ -35,8 +36,20 @@ def tags_for(directives):
         yield "skip-execution"
 
 
+def give_caption(cell, caption):
+    """Write a caption into the tables that the cell shows."""
+    for output in cell.get("outputs", []):
+        data = output.get("data", {})
+        if "text/html" in data and "<caption" not in data["text/html"]:
+            data["text/html"] = re.sub(
+                r"<table\b[^>]*>",
+                lambda table: f"{table[0]}<caption>{escape(caption)}</caption>",
+                data["text/html"],
+            )
+
+
 def read(text):
-    """A notebook from its file's text, directives turned into tags."""
+    """A notebook from its file's text, directives turned into tags, tables with their captions."""
     notebook = nbformat.reads(text, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -44,6 +57,8 @@ def read(text):
             tags = [*cell.metadata.get("tags", []), *tags_for(directives)]
             if tags:
                 cell.metadata["tags"] = list(dict.fromkeys(tags))
+            if caption := cell.metadata.get("mystnb", {}).get("table", {}).get("caption"):
+                give_caption(cell, caption)
     return notebook
 
 

@@ -1,6 +1,7 @@
 """Take from the theme's files what no page of this book uses."""
 
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def font_of_icons(font, sheets):
     """The icon font, cut down to the icons that the style sheets name, as the bytes of a WOFF."""
     from fontTools import subset
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     icons = {int(a or b, 16) for sheet in sheets for a, b in ICON.findall(sheet)}
     options = subset.Options(flavor="woff", layout_features=[], name_IDs=[], notdef_outline=False)
     small = subset.load_font(str(font), options)

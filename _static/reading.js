@@ -13,9 +13,10 @@ document.addEventListener("DOMContentLoaded", () => {
   open();
 });
 
-// Paper shows what is folded on the screen.
+// Paper shows what is folded on the screen, but not how figures are drawn.
+const FOLDS = "article details:not([open]):not(.cell.tag_hide-input:not(.tag_exported) > details)";
 window.addEventListener("beforeprint", () =>
-  document.querySelectorAll("article details:not([open])").forEach((fold) => {
+  document.querySelectorAll(FOLDS).forEach((fold) => {
     fold.open = true;
     fold.dataset.printed = "";
   }),

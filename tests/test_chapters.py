@@ -671,3 +671,13 @@ def test_reader_turns_directives_into_tags():
     assert cells[2].metadata["tags"] == ["remove-cell"]
     assert cells[4].metadata["tags"] == ["hide-input", "exported"]
     assert [c.source for c in cells if c.cell_type == "markdown"] == [c.source for c in nb.text]
+
+
+def test_reader_gives_tables_their_captions():
+    reader = runpy.run_path(str(ROOT / "_ext" / "nbdev_reader.py"))
+    cell = code("table", mystnb={"table": {"caption": "Loss < 1, by step."}})
+    html = '<div><table border="1" class="dataframe"><thead></thead></table></div>'
+    cell["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"text/html": html}}]
+    cells = reader["read"](json.dumps(toy(put(5, cell)).data)).cells
+    shown = cells[5].outputs[0].data["text/html"]
+    assert shown == html.replace("<thead", "<caption>Loss &lt; 1, by step.</caption><thead")
