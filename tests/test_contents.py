@@ -252,14 +252,6 @@ def test_glossary_lists_each_term_once_with_its_chapter():
         assert chapter and chapter[1] in known, terms
 
 
-def test_landing_page_lists_each_chapter_once_in_order():
-    landing = (ROOT / "index.md").read_text()
-    wanted = [topic(page) for page in contents() if re.match(r"chapters/\d.*/\d", page)]
-    assert (
-        re.findall(r"^ +- \{numref\}`\{number\} \{name\} <ch-(\w+)>`: \S", landing, re.M) == wanted
-    )
-
-
 def test_notation_defines_each_symbol_once():
     rows = re.findall(r"^\| (\$.+?) \|", page("notation"), re.M)
     symbols = [s for row in rows for s in re.findall(r"\$(.+?)\$", row)]

@@ -588,3 +588,150 @@ def test_pages_in_a_browser(part):
         capture_output=True, text=True, env={**os.environ, "NODE_PATH": os.pathsep.join(folders)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_site_links_to_the_repository():
+    assert any(a["href"].startswith(REPOSITORY) for a in soup(CONTENTS[0]).find_all("a", href=True))
+
+
+# Orientation: the map, openings, cards and terms
+
+NUMBERED = [page for page in CONTENTS if NUMBER.match(page)]
+PARTS = [page for page in CONTENTS if re.fullmatch(r"chapters/\d_\w+/index", page)]
+LABELS = ("You need", "Afterwards you can", "Reading time")
+
+
+def address(page, href):
+    """The page that a link leads to."""
+    return os.path.normpath(os.path.join(os.path.dirname(page), href)).partition(".html")[0]
+
+
+def said_in(page):
+    """The markdown of a chapter."""
+    notebook = json.loads((ROOT / f"{page}.ipynb").read_text())
+    return "\n\n".join(
+        "".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown"
+    )
+
+
+@pytest.mark.parametrize("page", NUMBERED)
+def test_openings_stand_below_the_title_with_the_words_of_the_chapter(page):
+    text = said_in(page)
+    (box,) = article(page).select("div.opening")
+    assert not box.find_all_previous("h2") or box.find_all_previous("h2")[0].find_parent(
+        class_="onlyprint"
+    )
+    assert box.find_previous_sibling().name in ("blockquote", "h1")
+    labels = [strong.get_text().strip(": ") for strong in box.select("p > strong:first-child")]
+    assert labels == [label for label in LABELS if f"**{label}" in text]
+    left = [s for s in article(page).find_all("strong") if s.get_text().strip(": ") in LABELS]
+    assert len(left) == len(labels)
+    if minutes := re.search(r"about (\d+) minutes", text):
+        assert f"about {minutes[1]} minutes" in box.get_text()
+    small = box.select_one("a.place")
+    assert address(page, small["href"]) == "index" and small["aria-label"]
+    assert 0 < len(small.select("rect.lit")) < len(small.select("rect"))
+
+
+@pytest.mark.parametrize("page", ["index", *PARTS])
+def test_cards_list_the_chapters_in_order_with_number_title_thesis_and_minutes(page):
+    wanted = (
+        NUMBERED
+        if page == "index"
+        else [p for p in NUMBERED if Path(p).parent == Path(page).parent]
+    )
+    cards = article(page).select("ul.cards > li")
+    assert [address(page, card.a["href"]) for card in cards] == wanted
+    for chapter, card in zip(wanted, cards, strict=True):
+        number = ".".join(NUMBER.match(chapter).groups())
+        title = article(chapter).find("h1").get_text().strip("#").replace(f"{number}. ", "")
+        assert card.a.get_text() == f"{number} {title}"
+        text = said_in(chapter)
+        thesis = " ".join(re.search(r"^((?:> .*\n?)+)", text, re.M)[1].replace("> ", " ").split())
+        assert card.p.get_text().replace("’", "'")[:12] == thesis[:12]
+        minutes = re.search(r"about (\d+) minutes", text)
+        assert card.select_one(".minutes").get_text() == (f"{minutes[1]} min" if minutes else "")
+
+
+@pytest.mark.parametrize("page", ["index", *PARTS])
+def test_map_leads_to_chapters(page):
+    (frame,) = article(page).select("div.map-frame")
+    targets = [address(page, a["href"]) for a in frame.find_all("a")]
+    assert len(targets) > 30 and set(targets) <= set(NUMBERED)
+    assert frame.svg["aria-label"].startswith("Map of the Transformer")
+    assert bool(frame.select("rect.lit")) == (page != "index")
+
+
+def test_first_page_shows_what_the_shipped_model_computes():
+    import sys
+
+    sys.path.insert(0, str(ROOT / "_ext"))
+    import landing
+
+    from transformer_lib import Translator
+
+    translator = Translator.load("multi30k-de-en")
+    shown = article("index").select(".translation")
+    sources = [choice.get_text() for choice in article("index").select("fieldset span")]
+    assert len(shown) == len(sources) >= 3
+    for picture, source, translation in zip(shown, sources, translator(sources), strict=True):
+        assert picture.select_one(".said strong").get_text() == translation
+        written, read, table = landing.alignment(translator, source, translation)
+        rows = picture.select("g.written")
+        assert len(rows) == len(written) == len(table)
+        for row, word, weights in zip(rows, written, table, strict=True):
+            assert sum(weights) == pytest.approx(1, abs=1e-3)
+            best = max(range(len(read)), key=weights.__getitem__)
+            assert row["aria-label"].startswith(
+                f"{word} attends: {weights[best]:.2f} to {read[best]}"
+            )
+            assert row["tabindex"] == "0"
+            assert len(row.select("line")) == sum(w >= landing.SHOWN for w in weights)
+
+
+def test_first_page_shows_the_rows_that_fail():
+    code = re.search(r"```\{failing-check\}\n(.*?)```", (ROOT / "index.md").read_text(), re.S)[1]
+    named = re.search(r"# \[(.*)\]", code)[1].replace("'", "").split(", ")
+    rows = article("index").select(".failing tbody tr")
+    assert [row.th.get_text() for row in rows] == named
+    assert all("FAIL" in row.get_text() for row in rows)
+
+
+def test_first_page_stays_light():
+    assert len(html("index")) < 110_000
+
+
+@pytest.mark.parametrize("page", NUMBERED)
+def test_terms_are_linked_once_with_their_meaning(page):
+    links = article(page).select("a.term")
+    assert len(links) <= 30
+    targets = [link["href"] for link in links]
+    assert len(set(targets)) == len(targets)
+    for link in links:
+        assert address(page, link["href"]).endswith("_glossary") and len(link["title"]) > 20
+        assert not link.find_parent(["h1", "h2", "h3", "pre", "code", "figcaption", "strong"])
+
+
+def test_terms_are_linked_in_most_chapters():
+    linked = [page for page in NUMBERED if article(page).select("a.term")]
+    assert len(linked) > 0.8 * len(NUMBERED)
+
+
+@pytest.mark.parametrize("page", NUMBERED)
+def test_previous_and_next_name_their_pages(page):
+    before, after = (CONTENTS[CONTENTS.index(page) + step] for step in (-1, 1))
+    for selector, other in ((".left-prev", before), (".right-next", after)):
+        link = soup(page).select_one(selector)
+        assert address(page, link["href"]) == other
+        assert link.select_one(".prev-next-title").get_text().strip()
+
+
+@pytest.mark.parametrize("page", CONTENTS)
+def test_script_of_views_is_loaded_where_a_view_is(page):
+    scripts = [s["src"] for s in soup(page).find_all("script", src=True) if "views.js" in s["src"]]
+    assert len(scripts) == bool(article(page).select(".view"))
+
+
+def test_views_stand_in_the_chapters():
+    assert sum(len(article(page).select(".view")) for page in NUMBERED) >= 3
+    assert (SITE / "_static" / "views.js").is_file()
