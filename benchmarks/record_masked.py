@@ -1,6 +1,7 @@
 """Pretrain a small BERT on docstrings, then fine-tune it and train the same model from scratch.
 
-python -m benchmarks.record_masked results/masked-docstrings
+python -m benchmarks.record_masked pretrain results/masked-docstrings
+python -m benchmarks.record_masked tune results/masked-docstrings
 
 The task: does the first paragraph of a docstring describe a class or a function? All text is that
 of the installed Python's standard library. Modules are split once: pretraining and training see
@@ -10,6 +11,7 @@ three fifths of them, a fifth is for choices, and a fifth for the test.
 import argparse
 import ast
 import datetime
+import hashlib
 import random
 import statistics
 import sys
@@ -243,7 +245,7 @@ def compare(
             found[-1] |= {"validation": words[0], "test": words[1]}
             for arm, start in (("pretrained", weights), ("from scratch", None)):
                 for rate in RATES:
-                    batches = LabeledBatches(*data, batch_size=32, seed=seed)
+                    batches = LabeledBatches(*data, batch_size=16, seed=seed)
                     options: dict[str, Any] = {"rate": rate, "seed": seed, "n_steps": n_steps}
                     tuned = fine_tune(start, batches, vocab_size, **options)
                     scores = {part: accuracy(tuned, held[part]) for part in held}
@@ -270,31 +272,36 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record_masked", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for record.json, weights and tokenizer")
-    parser.add_argument("--steps", type=int, default=2500, help="of pretraining (default: 2500)")
-    parser.add_argument("--tune", type=int, default=120, help="of fine-tuning (default: 120)")
+    parser.add_argument("stage", choices=("pretrain", "tune"))
+    parser.add_argument("out", type=Path, help="folder for weights, tokenizer and records")
+    parser.add_argument("--steps", type=int, help="of pretraining (default: 3000), or tuning (80)")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning (default: 3)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    parts = docstrings()
-    texts = task(parts)
-    tokenizer = Tokenizer.bpe(paragraphs(parts["train"]), VOCABULARY)
-    held = paragraphs(parts["val"])
-    model, pretraining = pretrain(tokenizer, paragraphs(parts["train"]), held, options.steps)
-    model.half().save_pretrained(options.out)
-    tokenizer.save(options.out / "tokenizer.json")
-    model.float()
-    gaps = {gap: fill(model, tokenizer, gap) for gap in GAPS}
-    print(gaps, flush=True)
-    runs = compare(model, tokenizer, texts, options.tune, options.seeds)
     report = {
         "command": " ".join(["python -m benchmarks.record_masked", *(arguments or sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "commit": commit(),
-        "hardware": hardware("cpu"), "versions": versions(), "pretraining": pretraining,
-        "gaps": gaps, "task": {part: len(texts[part]) for part in texts},
-        "tuning_steps": options.tune, "summary": summary(runs), "runs": runs,
+        "hardware": hardware("cpu"), "versions": versions(),
     }  # fmt: skip
-    write(report, options.out / "record.json")
+    parts = docstrings()
+    if options.stage == "pretrain":
+        train, held = paragraphs(parts["train"]), paragraphs(parts["val"])
+        tokenizer = Tokenizer.bpe(train, VOCABULARY)
+        model, report["pretraining"] = pretrain(tokenizer, train, held, options.steps or 3000)
+        model.half().save_pretrained(options.out)
+        tokenizer.save(options.out / "tokenizer.json")
+        report["gaps"] = {gap: fill(model.float(), tokenizer, gap) for gap in GAPS}
+        write(report, options.out / "pretraining.json")
+        return
+    model = Bert.from_pretrained(options.out, dtype=torch.float32)
+    weights = (options.out / "model.safetensors").read_bytes()
+    tokenizer, texts = Tokenizer.load(options.out / "tokenizer.json"), task(parts)
+    runs = compare(model, tokenizer, texts, options.steps or 80, options.seeds)
+    report |= {
+        "weights_sha256": hashlib.sha256(weights).hexdigest(), "steps": options.steps or 80,
+        "task": {part: len(texts[part]) for part in texts}, "summary": summary(runs), "runs": runs,
+    }  # fmt: skip
+    write(report, options.out / "tuning.json")
 
 
 if __name__ == "__main__":
