@@ -2,6 +2,7 @@
 
 import functools
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from wrong_attentions import (
     looped,
 )
 
+from transformer_lib.hub import FAMILIES
 from transformer_lib.testing import (
     Report,
     Result,
@@ -30,6 +32,7 @@ from transformer_lib.testing import (
     call_with_mask,
     check_attention,
     check_model,
+    published_difference,
 )
 
 POSITIONS = {"order": "it has positions", "cross-attention": "its positions are one sequence's"}
@@ -612,3 +615,33 @@ def test_call_torch_module_refuses_a_module_with_positions_first():
     assert report.failures[0].where == (
         "ValueError: call_torch_module: batch_first must be True, got False"
     )
+
+
+# Published models
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_published_difference_is_rounding_alone(kind):
+    pytest.importorskip("transformers")
+    if find_spec(FAMILIES[kind].split(":")[0]) is None:
+        pytest.skip("not yet written")
+    assert 0 < published_difference(kind) < 1e-5
+    wide = published_difference(kind, dtype=torch.float64)  # some references cast to float32
+    assert wide < (1e-5 if kind in {"llama", "mistral", "qwen2", "qwen3", "t5"} else 1e-12)
+
+
+def test_published_difference_shows_a_fault(monkeypatch):
+    pytest.importorskip("transformers")
+    from transformer_lib.bert import Bert
+
+    read = Bert.from_settings.__func__
+
+    def with_another_constant(cls, settings):
+        model = read(cls, settings)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = 1e-3
+        return model
+
+    monkeypatch.setattr(Bert, "from_settings", classmethod(with_another_constant))
+    assert published_difference("bert") > 1e-4
