@@ -37,6 +37,9 @@ from . import (
     generation as generation,
 )
 from . import (
+    gpt as gpt,
+)
+from . import (
     hub as hub,
 )
 from . import (
@@ -127,6 +130,7 @@ from .datasets import multi30k as multi30k
 from .datasets import number_names as number_names
 from .generation import greedy as greedy
 from .generation import stream as stream
+from .gpt import GPT as GPT
 from .hub import from_pretrained as from_pretrained
 from .layers import (
     DecoderLayer as DecoderLayer,
