@@ -17,6 +17,7 @@ from transformer_lib.generation import greedy
 from transformer_lib.losses import token_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.multihead import MultiHeadAttention, PartialLinear, recording
+from transformer_lib.translation import Translator
 
 V = 31
 SHORT = {"rtol": 1e-4, "atol": 1e-5}  # float32, sums in another order
@@ -55,6 +56,12 @@ def asked(monkeypatch):
         cpu, "_ask", lambda x, *rest: shapes.append(tuple(x.shape)) or ask(x, *rest)
     )
     return shapes
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """Let packed layers use their layout for the small weights of these tests, too."""
+    monkeypatch.setattr(cpu, "_SMALL", 0)
 
 
 # matrix multiplications
@@ -147,9 +154,13 @@ def test_use_onednn_keeps_parameters_names_and_ties():
 # packed models
 
 
+@pytest.mark.parametrize("small", [0, cpu._SMALL], ids=["by layout", "by torch"])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("options", DESIGNS)
-def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded):
+def test_packed_decoder_gives_the_same_logits_after_every_token(
+    options, padded, small, monkeypatch
+):
+    monkeypatch.setattr(cpu, "_SMALL", small)
     model = seeded(DecoderOnly, **options)
     ours, tokens = pack_for_decoding(model), ids(3, 10)
     real = padding_mask(torch.tensor([10, 8, 5])).flip(-1) if padded else None
@@ -169,7 +180,7 @@ def test_packed_decoder_gives_the_same_logits_after_every_token(options, padded)
 
 @pytest.mark.parametrize("lengths", [None, [6, 4], [4]])
 @pytest.mark.parametrize("options", DESIGNS)
-def test_packed_translator_gives_the_same_logits_after_every_token(options, lengths):
+def test_packed_translator_gives_the_same_logits_after_every_token(options, lengths, packs):
     model = seeded(Transformer, **options)
     ours, source, target = pack_for_decoding(model), ids(2, 6), ids(6, 7)
     mask = None if lengths is None else padding_mask(torch.tensor(lengths), 6)
@@ -253,7 +264,7 @@ def test_packed_keeps_a_scale_of_its_own(kind):
     torch.testing.assert_close(mine, theirs, **SHORT)
 
 
-def test_packed_models_generate_what_the_originals_generate():
+def test_packed_models_generate_what_the_originals_generate(packs):
     for kind in (DecoderOnly, Transformer):
         model, source = seeded(kind, positions="rotary"), ids(4, 6)
         ours = pack_for_decoding(model)
@@ -285,7 +296,51 @@ def test_packed_leaves_the_original_unchanged_and_needs_no_gradient():
 
 
 @needs_onednn
-def test_packed_linear_packs_weights_once_and_again_after_a_change():
+@pytest.mark.parametrize(
+    "n_rows, n_in, n_out, packed",
+    [
+        (1, 512, 1023, False), (1, 512, 1024, True),  # 2**19 weights
+        (4, 512, 255, False), (4, 512, 256, True), (2, 512, 511, False), (2, 512, 512, True),
+        (99, 256, 165, False), (99, 256, 166, True),  # 2**22 multiplications
+    ],
+)  # fmt: skip
+def test_packed_linear_leaves_products_to_torch_that_cost_less_than_a_call_of_onednn(
+    n_rows, n_in, n_out, packed, asked
+):
+    torch.manual_seed(0)
+    linear = nn.Linear(n_in, n_out).requires_grad_(False)
+    ours, x = cpu._replaced(linear, cpu._PackedLinear), torch.randn(n_rows, 1, n_in)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), linear(x), **SHORT)
+    assert bool(asked) == packed == (ours._packed is not None)
+
+
+@needs_onednn
+def test_packed_linear_counts_the_rows_that_it_computes(asked):
+    torch.manual_seed(0)
+    linear = PartialLinear(512, 1024).requires_grad_(False)
+    ours, x = cpu._replaced(linear, cpu._PackedLinear), torch.randn(1, 512)
+    with torch.no_grad():
+        for rows in ((0, 1023), (1, 1024)):
+            torch.testing.assert_close(ours(x, rows), linear(x, rows), **SHORT)
+        assert not asked
+        torch.testing.assert_close(ours(x, (0, 1024)), linear(x), **SHORT)
+    assert len(asked) == 1
+
+
+@needs_onednn
+def test_packed_translator_asks_onednn_once_a_step_for_one_sentence(asked):
+    translator = Translator.load("multi30k-en-de")
+    caption = "A black dog runs through the snow."
+    (wanted,) = translator([caption], beam=1)
+    translator.model = pack_for_decoding(translator.model)
+    assert translator([caption], beam=1) == [wanted] and wanted
+    n_tokens = len(translator.tokenizer.encode(wanted)) + 1  # the end is a step, too
+    assert asked == [(1, 1, 192)] * n_tokens  # the output; all other weights are small
+
+
+@needs_onednn
+def test_packed_linear_packs_weights_once_and_again_after_a_change(packs):
     torch.manual_seed(0)
     linear = nn.Linear(5, 7).requires_grad_(False)
     ours, x = cpu._replaced(linear, cpu._PackedLinear), torch.randn(2, 5)
@@ -309,7 +364,7 @@ def test_packed_linear_packs_weights_once_and_again_after_a_change():
 
 
 @needs_onednn
-def test_packed_does_not_pack_a_layer_that_trains(asked):
+def test_packed_does_not_pack_a_layer_that_trains(asked, packs):
     torch.manual_seed(0)
     linear = nn.Linear(5, 7)
     ours = cpu._replaced(linear, cpu._PackedLinear)
@@ -365,7 +420,7 @@ def test_recording_works_with_a_packed_model():
     torch.testing.assert_close(shown[1], shown[0], **SHORT)
 
 
-def test_packed_models_can_be_copied_packed_again_and_pickled():
+def test_packed_models_can_be_copied_packed_again_and_pickled(packs):
     model, tokens = seeded(DecoderOnly, tie_embeddings=False), ids(2, 5)
     ours = pack_for_decoding(model)
     with torch.no_grad():

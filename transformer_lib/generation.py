@@ -264,10 +264,13 @@ def _steps(
     with torch.inference_mode():
         ready = evaluation_copy(model)
         decoder = incremental_decoder(ready, source, mask, max_len=max_len, begin=begin)
-    last = decoder.last
+    last, parts = decoder.last, list(model.modules())
     for _ in range(max_len):
         with torch.inference_mode():
-            decoder.model = evaluation_copy(model)  # its mode may have changed since the last token
+            if any(part.training for part in parts):  # it may have changed since the last token
+                decoder.model = evaluation_copy(model)
+            else:
+                decoder.model = model
             logits = decoder.logits(last[:, None])[:, -1]  # (R, V)
             last = _choose(function, pick, logits, seen)
             step: list[int | None] = [None] * len(lines)
