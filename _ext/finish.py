@@ -140,9 +140,9 @@ def frame(page):
 
 def code(page, plain):
     """Code without the spans that have no color of their own: a third of a chapter's text."""
-    page = re.sub(rf'<span class="(?:{"|".join(plain)})">([^<]*)</span>', r"\1", page)
-    page = page.replace('<span class="o">.</span>', ".")
-    page = re.sub(r'<span class="pre">([^<]*)</span>', r"\1", page)
+    for classes in ("pre", "|".join(plain)):  # the first may stand inside the second
+        page = re.sub(rf'<span class="(?:{classes})">([^<]*)</span>', r"\1", page)
+    page = page.replace('<span class="o">.</span>', ".").replace("</em><em>", "")
     return re.sub(r"<pre><span></span>", "<pre>", page)
 
 
@@ -232,6 +232,15 @@ def table(match):
     )
 
 
+def symbol(match):
+    """A heading of symbols as text: what MathJax draws is none, and the heading seems empty."""
+    if not re.fullmatch(r"(?:[A-Za-z](?:_\w|_\{\w+\})?|[\d\s/=+,()-])+", match[2]):
+        return match[0]
+    html = re.sub(r"_\{?(\w+)\}?", r"<sub>\1</sub>", match[2])
+    html = re.sub(r"(?<![\w<>/])([A-Za-z])(?![\w>])", r"<em>\1</em>", html)
+    return f"{match[1]}{html}{match[3]}"
+
+
 def tables(page):
     page = re.sub(r"<style scoped>.*?</style>\s*", "", page, flags=re.S)
     page = re.sub(
@@ -239,6 +248,11 @@ def tables(page):
         lambda m: m[1] + table(re.match(r"(?s).*", m[2])),
         page,
         flags=re.S,
+    )
+    page = re.sub(
+        r'(<th\b[^>]*>(?:<p>)?)<span class="math[^>]*>\\\((.*?)\\\)</span>((?:</p>)?</th>)',
+        symbol,
+        page,
     )
     return re.sub(r"<th\b([^>]*)>\s*(?:<p>\s*</p>\s*)?</th>", r"<td\1></td>", page)
 

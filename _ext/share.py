@@ -80,7 +80,7 @@ def draw_card(target, name, title, description, book):
     figure.add_artist(_bar(tint))
     say = {"family": "DejaVu Sans", "parse_math": False, "ha": "left"}
     figure.text(0.07, 0.86, book, size=24, color="#333333", va="center", **say)
-    figure.text(0.07, 0.62, fill(title, 30), size=46, weight="bold", color=tint, va="center", **say)
+    figure.text(0.07, 0.62, fill(title, 28), size=38, weight="bold", color=tint, va="center", **say)
     short = fill(description, 62).splitlines()
     short = "\n".join(short[:4] if len(short) <= 4 else [*short[:3], short[3][:58] + " …"])
     figure.text(0.07, 0.38, short, size=24, color="#222222", va="top", linespacing=1.4, **say)

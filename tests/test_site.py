@@ -461,6 +461,16 @@ def test_tables_of_pandas_get_one_row_of_names_and_numbers_on_the_right():
     assert second.find_all("td")[0]["class"] == ["num"] and first.th["scope"] == "row"
 
 
+def test_symbols_in_headings_are_text():
+    def heading(tex):
+        cell = rf'<th class="head"><p><span class="math">\({tex}\)</span></p></th>'
+        return finish.tables(cell)
+
+    assert "<p><em>p</em><sub>x</sub> / <em>q</em><sub>x</sub></p>" in heading("p_x / q_x")
+    assert "<p><em>d</em><sub>ff</sub></p>" in heading("d_{ff}")
+    assert "math" in heading(r"\sqrt{K}")
+
+
 def test_folds_keep_what_is_in_them():
     page = (
         '<div class="solution dropdown admonition" id="a">\n<p class="admonition-title">Solution to'
