@@ -88,6 +88,9 @@ from . import (
     speculative as speculative,
 )
 from . import (
+    t5 as t5,
+)
+from . import (
     testing as testing,
 )
 from . import (
@@ -195,6 +198,7 @@ from .scores import (
 from .softmax import masked_softmax as masked_softmax
 from .softmax import online_softmax as online_softmax
 from .speculative import speculative_sample as speculative_sample
+from .t5 import T5 as T5
 from .testing import check_attention as check_attention
 from .testing import check_model as check_model
 from .tokenizer import (
