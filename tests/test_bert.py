@@ -254,6 +254,25 @@ def test_bert_names_a_head_that_is_missing_or_not_asked_for(
         Bert.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(("family", "head"), [("bert", "ForPreTraining"), ("roberta", "Model")])
+def test_bert_names_what_a_masked_language_model_leaves_out(tmp_path, family, head):
+    """As in the checkpoints of the authors, which hold a pooler beside the masked-LM head."""
+    theirs = published(family, "ForMaskedLM")
+    pooler = published(family, head).state_dict()
+    names = {"bert": ("bert.pooler", "cls.seq_relationship"), "roberta": ("pooler",)}[family]
+    more = {name: x for name, x in pooler.items() if name.startswith(names)}
+    prefix = "roberta." * (family == "roberta")
+    more = {prefix + name: x.contiguous() for name, x in more.items()}
+    assert len(more) == 2 * len(names)
+    saved(theirs, tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors | more)
+    with pytest.warns(UserWarning, match=f"Bert: .* also holds .*{family}.pooler.dense.weight"):
+        ours = Bert.from_pretrained(tmp_path)
+    arguments = inputs(family=family)
+    expected = outputs(theirs, *arguments)[0]
+    torch.testing.assert_close(states(ours, *arguments)[0], expected, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("family", "setting", "value"),
     [

@@ -86,7 +86,7 @@ _BERT_LM = {
 }
 _ROBERTA_LM = {"transform.0": "lm_head.dense", "transform.2": "lm_head.layer_norm"}
 _ROBERTA_CLASSES = {"pooler": "classifier.dense", "output": "classifier.out_proj"}
-_ARCHITECTURES: dict[str, tuple[str, str, dict[str, str]]] = {  # family, head, names of its modules
+_ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, str]]] = {  # family, head, names of its modules
     "BertModel": ("bert", "none", _POOLER),
     "BertForMaskedLM": ("bert", "masked_lm", _BERT_LM),
     "BertForPreTraining": ("bert", "pretraining", _BERT_LM | _POOLER | _NEXT),
@@ -119,13 +119,13 @@ class Bert(PretrainedModel):
 
     model_types: ClassVar = ("bert", "roberta")
     renames: ClassVar = {r"Norm\.gamma$": "Norm.weight", r"Norm\.beta$": "Norm.bias"}
-    unused: ClassVar = (
-        r"embeddings\.position_ids$", r"^(bert|roberta)\.pooler\.", r"^cls\.seq_relationship\.",
-    )  # fmt: skip
+    unused: ClassVar = (r"embeddings\.position_ids$",)
+    left_out: ClassVar = (r"^(bert|roberta)\.pooler\.", r"^cls\.seq_relationship\.")
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.config, D, eps = config, config.d_model, config.norm_eps
+        self.base_prefix = f"{config.family}."  # type: ignore[misc]
         self.first = _FIRST[config.family]
         self.embedding = nn.Embedding(config.vocab_size, D)
         self.positions = LearnedPositions(config.max_len + self.first, D)
@@ -136,8 +136,9 @@ class Bert(PretrainedModel):
         sizes = (D, config.n_heads, config.d_ff)
         depth = config.n_encoder_layers
         self.encoder = nn.ModuleList(EncoderLayer(*sizes, **options) for _ in range(depth))
-        self.pooler = None if config.head == "masked_lm" else nn.Linear(D, D)
-        self.transform = self.output = self.next_sentence = None
+        self.pooler: Any = None if config.head == "masked_lm" else nn.Linear(D, D)
+        self.transform: Any = None
+        self.output: Any = None
         if config.head in ("masked_lm", "pretraining"):
             parts = (nn.Linear(D, D), nn.GELU(), nn.LayerNorm(D, eps=eps))
             self.transform, self.output = nn.Sequential(*parts), nn.Linear(D, config.vocab_size)
@@ -240,31 +241,23 @@ class Bert(PretrainedModel):
         return next((name, modules) for name, (*own, modules) in known if (*own,) == kind)
 
     def weight_map(self) -> Iterator[Weights]:
-        """Say where each parameter is in a file; that of a BertModel may leave out the prefix."""
-        base = f"{self.config.family}."
-        for ours, theirs in self._weights(base):
-            yield Weights(ours, theirs)
-            if theirs[0].startswith(base):
-                yield Weights(ours, tuple(name.removeprefix(base) for name in theirs))
-
-    def _weights(self, base: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield the name of each parameter, and its names in a file with the prefix base."""
+        """Say where each parameter is in a file."""
+        base, kinds = self.base_prefix, ("weight", "bias")
         modules = {"norm": f"{base}embeddings.LayerNorm"} | self._architecture()[1]
         for ours, theirs in _TABLES.items():
-            yield ours, (f"{base}embeddings.{theirs}_embeddings.weight",)
+            yield Weights(ours, (f"{base}embeddings.{theirs}_embeddings.weight",))
         for i in range(len(self.encoder)):
             ours, theirs = f"encoder.{i}.", f"{base}encoder.layer.{i}."
             modules |= {ours + here: theirs + there for here, there in _LAYER.items()}
-            for kind in ("weight", "bias"):
+            for kind in kinds:
                 parts = (f"{theirs}attention.self.{x}.{kind}" for x in ("query", "key", "value"))
-                yield f"{ours}attention.in_proj.{kind}", tuple(parts)
+                yield Weights(f"{ours}attention.in_proj.{kind}", tuple(parts))
         for ours, theirs in modules.items():
-            for kind in ("weight", "bias"):
-                yield f"{ours}.{kind}", (f"{theirs}.{kind}",)
+            yield from (Weights(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in kinds)
         if self.transform is not None:  # the file may name tied parameters twice
-            yield "output.bias", (f"{_DECODER[base]}.bias",)
-            yield "output.bias", (f"{_DECODER[base]}.decoder.bias",)
-            yield "output.weight", (f"{_DECODER[base]}.decoder.weight",)
+            for kind in ("bias", "decoder.bias", "decoder.weight"):
+                ours = f"output.{kind.removeprefix('decoder.')}"
+                yield Weights(ours, (f"{_DECODER[base]}.{kind}",))
 
 # %% ../chapters/5_families/2_bert.ipynb #a1b685bd
 IGNORED = -100  # a label that asks nothing, as in torch.nn.functional.cross_entropy
