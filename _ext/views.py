@@ -7,12 +7,15 @@ compares its functions with the library's.
 
 import json
 import math
+import re
 from html import escape
 from pathlib import Path
 from shutil import copyfile
 
 from docutils import nodes
 
+WEIGHTS = "number_translator.js"
+STORED = re.compile(r"\{'number_translator': '([\w+/=]+)'\}")  # in an output of the chapter
 SCRIPT = Path(__file__).with_name(
     "views.js"
 )  # not in _static/, which Jupyter Book loads everywhere
@@ -218,7 +221,75 @@ def cost_view():
     return fold("cost", "the cost of a model", text, body)
 
 
+KINDS = {
+    "decoder.1.cross_attention": "cross-attention, layer 2",
+    "decoder.0.cross_attention": "cross-attention, layer 1",
+    "decoder.1.self_attention": "decoder self-attention, layer 2",
+    "decoder.0.self_attention": "decoder self-attention, layer 1",
+    "encoder.1.attention": "encoder self-attention, layer 2",
+    "encoder.0.attention": "encoder self-attention, layer 1",
+}
+
+
+def options(choices):
+    return "".join(f'<option value="{value}">{label}</option>' for value, label in choices.items())
+
+
+def translator_view():
+    """The model of this page, computed in the page."""
+    heads = {"mean": "average", **{str(h): f"head {h + 1}" for h in range(4)}}
+    body = '<p class="buttons"><button type="button" class="load" hidden>'
+    body += "load the model (0.6 MB)</button></p>"
+    body += '<div class="fields later" hidden>'
+    body += '<label>number, 0 to 9999<input type="number" name="number" min="0" max="9999" '
+    body += 'step="1" value="4321"></label>'
+    body += f'<label>attention<select name="kind">{options(KINDS)}</select></label>'
+    body += f'<label>weights of<select name="head">{options(heads)}</select></label></div>'
+    body += '<div class="grid later" tabindex="0" role="region" aria-label="attention weights" '
+    body += "hidden><table></table></div>"
+    text = (
+        "The model that was trained on this page translates your number here, in the browser, and "
+        "shows its attention weights: a row for each query, a column for each key. Its weights "
+        "are rounded to 16 bits. A number that it gets wrong is as instructive as one that it gets "
+        "right; try 1, 40 and 2001."
+    )
+    return fold("translator", "the number translator", text, body).replace(
+        "<section ", f'<section data-weights="{{static}}/{WEIGHTS}" ', 1
+    )
+
+
+def stored_weights(notebook):
+    """The weights that the executed chapter stored, as safetensors; None in an unexecuted one."""
+    import base64
+
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            shown = "".join(output.get("data", {}).get("text/plain", ""))
+            if found := STORED.match(shown):
+                return base64.b64decode(found[1])
+    return None
+
+
+def pack(stored):
+    """Weights in 16 bits, with what the script needs to use them, as JSON."""
+    import base64
+    import struct
+
+    from safetensors.torch import load
+
+    size = struct.unpack("<Q", stored[:8])[0]
+    said = json.loads(stored[8 : 8 + size])["__metadata__"]
+    parts = load(stored)
+    numbers = b"".join(part.half().numpy().astype("<f2").tobytes() for part in parts.values())
+    return json.dumps({
+        "n_heads": int(said["n_heads"]), "pieces": json.loads(said["pieces"]),
+        "shapes": {name: [*part.shape] for name, part in parts.items()},
+        "weights": base64.b64encode(numbers).decode(),
+    })  # fmt: skip
+
+
 VIEWS = {  # the figure that a view follows
+    "fig-models-crossing": translator_view,
     "fig-softmax-temperature": softmax_view,
     "fig-positions-rotary-scores": clocks_view,
     "fig-cost-vocabulary": cost_view,
@@ -238,10 +309,22 @@ def add_views(app, doctree, page):
         return
     for figure in list(doctree.findall(nodes.figure)):
         for name in set(figure["ids"]) | set(figure["names"]):
-            if make := VIEWS.get(name):
+            make = VIEWS.get(name)
+            if make is translator_view and translator_of(app) is None:
+                continue
+            if make:
+                static = app.builder.get_relative_uri(page, "_static/x").rpartition("/")[0]
+                text = make().replace("{static}", static)
                 cell = cell_of(figure)
                 place = cell.parent.index(cell) + 1
-                cell.parent.insert(place, nodes.raw("", make(), format="html"))
+                cell.parent.insert(place, nodes.raw("", text, format="html"))
+
+
+def translator_of(app):
+    if not hasattr(app, "book_translator"):
+        notebook = next(Path(app.srcdir, "chapters").glob("*/*_models.ipynb"), None)
+        app.book_translator = notebook and stored_weights(notebook)
+    return app.book_translator
 
 
 def add_script(app, page, template, context, doctree):
@@ -252,6 +335,14 @@ def add_script(app, page, template, context, doctree):
 def serve_script(app, failure):
     if failure is None and app.builder.name in ("html", "dirhtml"):
         copyfile(SCRIPT, Path(app.outdir, "_static", SCRIPT.name))
+        if stored := translator_of(app):
+            text = f"window.numberTranslator = {pack(stored)};\n"
+            Path(app.outdir, "_static", WEIGHTS).write_text(text, encoding="utf-8")
+            for source in Path(app.outdir, "_sources").rglob("*_models.ipynb"):  # once is enough
+                said = re.sub(
+                    r"\{'number_translator': '[\w+/=]+'\}", "{}", source.read_text("utf-8")
+                )
+                source.write_text(said, encoding="utf-8")
 
 
 def setup(app):

@@ -743,5 +743,24 @@ def test_script_of_views_is_loaded_where_a_view_is(page):
 
 
 def test_views_stand_in_the_chapters():
-    assert sum(len(article(page).select(".view")) for page in NUMBERED) >= 3
+    assert sum(len(article(page).select(".view")) for page in NUMBERED) >= 4
     assert (SITE / "_static" / "views.js").is_file()
+
+
+def test_translator_of_the_page_is_light_and_translates():
+    weights = SITE / "_static" / "number_translator.js"
+    assert weights.stat().st_size <= 1_000_000
+    page = next(page for page in CHAPTERS if topic(page) == "models")
+    (view,) = article(page).select('[data-view="translator"]')
+    assert local(page, view["data-weights"]) == weights.resolve()
+    assert "number_translator'" not in (SITE / "_sources" / f"{page}.ipynb").read_text()
+    if shutil.which("node") is None:
+        pytest.skip("node is missing: the translator of the page is not run")
+    script = f"""global.window = {{}};
+require({json.dumps(str(weights))});
+const v = require({json.dumps(str(ROOT / "_ext" / "views.js"))});
+const model = v.unpack(window.numberTranslator);
+const {{ tokens }} = v.translate(model, v.encode(model, 4321));
+console.log(tokens.slice(1, -1).map((token) => model.pieces[token]).join(""));"""
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "viertausenddreihunderteinundzwanzig", done.stderr

@@ -10,8 +10,12 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 from notebooks import NOTEBOOKS, ROOT
+from safetensors.torch import save
 from test_diagram import extension
 
+from transformer_lib.generation import greedy
+from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.multihead import recording
 from transformer_lib.positions import RotaryPositions
 from transformer_lib.softmax import masked_softmax
 
@@ -122,6 +126,63 @@ def test_views_name_their_controls_and_keep_them_from_pages_without_a_script(mak
         hidden = [c for c in (control, *control.parents) if c.has_attr("hidden")]
         assert hidden or control.has_attr("disabled"), control
     assert tree.select_one("[role=status]")
+
+
+@pytest.fixture(scope="module")
+def translator():
+    """A number translator with random weights, and the same packed for the page."""
+    torch.manual_seed(5)
+    words = ["zwei", "vier"]
+    numbers = [*run("v.pieces(c)", 4321, 10), ["zero"]] if NODE else []
+    pieces = ["<pad>", "<bos>", "<eos>", *dict.fromkeys(w for row in numbers for w in row), *words]
+    model = Transformer(TransformerConfig.tiny(vocab_size=max(len(pieces), 4), dropout=0.0)).eval()
+    with torch.no_grad():
+        for part in model.parameters():
+            part.add_(0.1 * torch.randn_like(part)).copy_(part.half())
+    parts = {n: w.half() for n, w in model.state_dict().items() if n != "output.weight"}
+    about = {"n_heads": "4", "pieces": json.dumps(pieces)}
+    return model, pieces, json.loads(views.pack(save(parts, about)))
+
+
+@needs_node
+def test_translator_of_the_page_agrees_with_the_library(translator):
+    model, pieces, packed = translator
+    assert packed["pieces"] == pieces
+    source, target = [1, 3, 4, 5, 6, 7, 3, 2], [1, 8, 9, 3, 5]
+    (found,) = run("v.forward(v.unpack(c.packed), c.source, c.target)",
+                   {"packed": packed, "source": source, "target": target})  # fmt: skip
+    with recording(model) as seen, torch.no_grad():
+        logits = model(torch.tensor([source]), torch.tensor([target]))[0]
+    torch.testing.assert_close(torch.tensor(found["logits"]), logits, rtol=0, atol=1e-4)
+    assert set(found["seen"]) == set(seen) == set(views.KINDS)
+    for name, weights in seen.items():
+        shown = torch.tensor(found["seen"][name])
+        torch.testing.assert_close(shown, weights[0], rtol=0, atol=1e-4)
+
+
+@needs_node
+def test_translator_of_the_page_decodes_as_greedy_decoding(translator):
+    model, _, packed = translator
+    sources = [[1, 3, 4, 2], [1, 5, 6, 7, 2], [1, 9, 2]]
+    code = "v.translate(v.unpack(c.packed), c.source).tokens"
+    found = run(code, *({"packed": packed, "source": s} for s in sources))
+    for source, tokens in zip(sources, found, strict=True):
+        (wanted,) = greedy(model, torch.tensor([source]), max_len=12)
+        assert tokens[1:] == [int(token) for token in wanted] or tokens[1:-1] == wanted
+
+
+@needs_node
+def test_numbers_of_the_page_are_named_as_by_num2words():
+    num2words = pytest.importorskip("num2words").num2words
+    found = run("v.pieces(c).join('')", *range(10_000))
+    assert found == [num2words(n) for n in range(10_000)]
+
+
+def test_stored_weights_are_found_in_an_executed_notebook(tmp_path):
+    notebook = {"cells": [{"outputs": [{"data": {"text/plain": "{'number_translator': 'AAEC'}"}}]}]}
+    for given, wanted in ((notebook, bytes([0, 1, 2])), ({"cells": [{}]}, None)):
+        (tmp_path / "x.ipynb").write_text(json.dumps(given))
+        assert views.stored_weights(tmp_path / "x.ipynb") == wanted
 
 
 def test_views_follow_a_figure_of_a_chapter():
