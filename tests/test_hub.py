@@ -383,6 +383,106 @@ def test_from_pretrained_refuses_settings_by_name(tmp_path):
     assert from_pretrained(folder, ignore=("window",)).size == V
 
 
+# Settings as published
+
+SPECIALS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "transformers_version": "4.0"}
+LLAMA = SPECIALS | {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 5632, "max_position_embeddings": 2048, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 2,
+    "num_key_value_heads": 4, "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_scaling": None,
+    "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+BERT = SPECIALS | {
+    "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1,
+    "gradient_checkpointing": False, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+    "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
+    "num_attention_heads": 12, "num_hidden_layers": 2, "pad_token_id": 0,
+    "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": True,
+    "vocab_size": 30522,
+}  # fmt: skip
+T5 = SPECIALS | {
+    "architectures": ["T5ForConditionalGeneration"], "d_ff": 2048, "d_kv": 64, "d_model": 512,
+    "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "initializer_factor": 1.0,
+    "is_encoder_decoder": True, "layer_norm_epsilon": 1e-6, "model_type": "t5", "n_positions": 512,
+    "num_heads": 8, "num_layers": 2, "output_past": True, "relative_attention_num_buckets": 32,
+    "task_specific_params": {"summarization": {"prefix": "summarize: "}}, "vocab_size": 32128,
+}  # fmt: skip
+VIT = {
+    "architectures": ["ViTForImageClassification"], "attention_probs_dropout_prob": 0.0,
+    "encoder_stride": 16, "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 768,
+    "id2label": {"0": "tench", "1": "goldfish"}, "image_size": 224, "initializer_range": 0.02,
+    "intermediate_size": 3072, "label2id": {"tench": "0", "goldfish": "1"},
+    "layer_norm_eps": 1e-12, "model_type": "vit", "num_attention_heads": 12, "num_channels": 3,
+    "num_hidden_layers": 2, "patch_size": 16, "qkv_bias": True, "transformers_version": "4.0",
+}  # fmt: skip
+CONFIGS = {
+    "gpt2": SPECIALS | {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1, "initializer_range": 0.02, "layer_norm_epsilon": 1e-5,
+        "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 2,
+        "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None,
+        "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
+        "summary_type": "cls_index", "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "vocab_size": 50257,
+    },
+    "llama": LLAMA,
+    "mistral": LLAMA | {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "rope_theta": 1e6,
+        "sliding_window": None,
+    },
+    "qwen2": LLAMA | {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "max_window_layers": 24,
+        "rope_theta": 1e6, "sliding_window": 32768, "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    },
+    "qwen3": LLAMA | {
+        "architectures": ["Qwen3ForCausalLM"], "head_dim": 128, "max_window_layers": 28,
+        "model_type": "qwen3", "sliding_window": None, "use_sliding_window": False,
+    },
+    "bert": BERT,
+    "roberta": BERT | {
+        "architectures": ["RobertaForMaskedLM"], "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": 1,
+        "type_vocab_size": 1, "vocab_size": 50265,
+    },
+    "t5": T5,
+    "flan-t5": T5 | {
+        "d_ff": 1024, "feed_forward_proj": "gated-gelu", "is_gated_act": True,
+        "dense_act_fn": "gelu_new", "num_decoder_layers": 2, "num_heads": 6,
+        "relative_attention_max_distance": 128, "tie_word_embeddings": False,
+        "use_cache": True,
+    },
+    "vit": VIT,
+    "deit": VIT | {
+        "architectures": ["DeiTForImageClassificationWithTeacher"], "model_type": "deit",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_families_know_the_settings_of_published_checkpoints(name):
+    config = CONFIGS[name]
+    module, family = FAMILIES[config["model_type"]].split(":")
+    if find_spec(module) is None:
+        pytest.skip("not yet written")
+    settings = Settings(config, family)
+    with torch.device("meta"):
+        model = getattr(import_module(module), family).from_settings(settings)
+    settings.refuse_unread()
+    written = model.settings()
+    assert written["model_type"] == config["model_type"]
+    again = Settings(written, family)
+    with torch.device("meta"):
+        copy = getattr(import_module(module), family).from_settings(again)
+    again.refuse_unread()
+    assert copy.settings() == written
+
+
 # Saving
 
 
