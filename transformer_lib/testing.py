@@ -645,10 +645,13 @@ _SIZES = _WIDTHS | {"num_hidden_layers": 3, "vocab_size": 101, "max_position_emb
 _GROUPED = _SIZES | {"num_key_value_heads": 2, "head_dim": 6}
 _PIXELS = _WIDTHS | {"num_hidden_layers": 3, "image_size": 21, "patch_size": 7, "num_labels": 5}
 _PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {  # the class of transformers, and its sizes
-    "gpt2": ("GPT2LMHeadModel", {"n_embd": 28, "n_head": 4, "n_layer": 3, "vocab_size": 101}),
+    "gpt2": ("GPT2LMHeadModel", {
+        "n_embd": 28, "n_head": 4, "n_layer": 3, "vocab_size": 101, "n_positions": 67,
+        "bos_token_id": None, "eos_token_id": None,
+    }),
     "llama": ("LlamaForCausalLM", _GROUPED),
     "mistral": ("MistralForCausalLM", _GROUPED | {"sliding_window": None}),
-    "qwen2": ("Qwen2ForCausalLM", _SIZES | {"num_key_value_heads": 2}),
+    "qwen2": ("Qwen2ForCausalLM", _SIZES | {"num_key_value_heads": 2, "hidden_size": 24}),
     "qwen3": ("Qwen3ForCausalLM", _GROUPED),
     "bert": ("BertForMaskedLM", _SIZES),
     "roberta": ("RobertaForMaskedLM", _SIZES),
