@@ -130,6 +130,11 @@ def frame(page):
         page,
     )
     page = re.sub(r'\s*<div id="ethical-ad-placement".*?</div>', "", page, flags=re.S)
+    page = re.sub(  # names in the narrow list of contents break after their dots
+        r'(<a class="[^"]*nav-link" href="#[^"]*"><code[^>]*>)(.*?)(?=</code>)',
+        lambda m: m[1] + m[2].replace(".", ".<wbr>"),
+        page,
+    )
     if (start := page.find('<div id="jb-print-docs-body"')) >= 0:  # the contents a second time
         page = page[:start] + page[end_of(page, start) :].lstrip()
     return page.replace(' role="list" class="citation-list"', ' class="citation-list"')

@@ -600,10 +600,6 @@ def test_pages_in_a_browser(part):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_site_links_to_the_repository():
-    assert any(a["href"].startswith(REPOSITORY) for a in soup(CONTENTS[0]).find_all("a", href=True))
-
-
 # Orientation: the map, openings, cards and terms
 
 NUMBERED = [page for page in CONTENTS if NUMBER.match(page)]
