@@ -233,6 +233,7 @@ def test_beam_search_finds_the_same_with_shared_keys_and_with_copies(
     found = []
     for search in (model, pack_for_decoding(model.float()), model.double()):
         monkeypatch.setattr("transformer_lib.beam_search._WIDE", 1 if found else 16)
+        monkeypatch.setattr("transformer_lib.beam_search._STEPS", beam)  # and few of the 9
         found.append(beam_search(search, source, mask, **options))
         monkeypatch.undo()
     for shared, packed, copied in zip(*found, strict=True):
@@ -256,6 +257,36 @@ def test_beam_search_stores_the_memory_once_for_each_source_and_moves_no_key(mon
         assert len(layer.cross_attention.stored()[0]) == 3
         assert layer.self_attention.tree.stored()[0].shape[::2] == (3, 1 + 4 * 5)
         assert layer.length == 6
+    hook.remove()
+
+
+def test_beam_search_keeps_only_keys_that_a_prefix_continues(monkeypatch):
+    model, max_len, beam = make(9, seed=2), 13, 3
+    hook = bias(model, END, -math.inf)
+    source, mask = sources(model, [5, 3, 4], seed=1)
+    decoders, make_tree, seen = [], beam_module._Tree, []
+    monkeypatch.setattr(
+        beam_module, "_Tree", lambda *a: decoders.append(make_tree(*a)) or decoders[0]
+    )
+    prune = beam_module._TreeCache.prune
+
+    def watched(tree, places):
+        before = [x.clone() for x in tree.tree.stored()]
+        prune(tree, places)
+        for old, new in zip(before, tree.tree.stored(), strict=True):
+            for b, kept in enumerate(places):
+                assert torch.equal(new[b], old[b][:, kept])
+        seen.append(places.shape[1])
+
+    monkeypatch.setattr(beam_module._TreeCache, "prune", watched)
+    monkeypatch.setattr(beam_module, "_STEPS", 2)
+    beam_search(model, source, mask, beam=beam, max_len=max_len)
+    (decoder,) = decoders
+    n_layers = len(decoder.cache)
+    assert len(seen) == n_layers * ((max_len - 2) // beam_module._STEPS)
+    visible = decoder.visible.any(dim=1).sum(dim=1).max()
+    assert max_len <= visible <= decoder.visible.shape[2] <= max(seen) + beam * beam_module._STEPS
+    assert max(seen) < 1 + beam * (max_len - 2)  # some of the tree was dropped
     hook.remove()
 
 

@@ -86,12 +86,22 @@ class _Rows:
         self.shape = (len(sources), self.shape[1])
 
 
+_STEPS = 8  # so many steps grow a tree before it is pruned
+
+
 class _TreeCache(KVCache):
-    """Keys and values of all prefixes that a source ever had: a tree, of which nothing moves."""
+    """Keys and values of the prefixes of each source: a tree, whose branches share their past."""
 
     def __init__(self, max_len: int, n_sources: int, beam: int) -> None:
         super().__init__(max_len)
-        self.tree, self.n_sources = KVCache(1 + beam * (max_len - 1)), n_sources
+        self.n_sources, self.beam = n_sources, beam
+        self.room = 1 + beam * min(_STEPS, max_len - 1)
+        self.tree = KVCache(self.room)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the tree cannot take another step."""
+        return self.tree.length + self.beam > self.room
 
     def append(
         self, key: Float[Tensor, "R G 1 K"], value: Float[Tensor, "R G 1 K"]
@@ -100,6 +110,12 @@ class _TreeCache(KVCache):
         self.length += 1
         key, value = (x.unflatten(0, (self.n_sources, -1)).squeeze(3) for x in (key, value))
         return self.tree.append(key.transpose(1, 2), value.transpose(1, 2))
+
+    def prune(self, places: Int[Tensor, "B N"]) -> None:
+        """Keep the keys and values of these places, and make room for more steps."""
+        self.room = places.shape[1] + self.beam * _STEPS
+        old, self.tree = self.tree, KVCache(self.room)
+        self.tree.append(*(x.take_along_dim(places[:, None, :, None], 2) for x in old.stored()))
 
     def select(self, rows: Int[Tensor, "N"]) -> None:
         self.tree.select(rows)
@@ -123,6 +139,7 @@ class _Tree(SourceDecoder):
             layer._replace(self_attention=tree)
             for layer, tree in zip(self.cache, trees, strict=True)
         ]
+        self.trees = trees
         self.visible = torch.zeros(B, 1, 0, dtype=torch.bool, device=source.device)
 
     def logits(self, tokens: Int[Tensor, "B W"]) -> Float[Tensor, "B W V"]:
@@ -135,8 +152,15 @@ class _Tree(SourceDecoder):
         return logits.view(B, W, -1)
 
     def follow(self, parent: Int[Tensor, "B N"]) -> None:
-        """Let prefix j of source i continue the old prefix parent[i, j]; no key is copied."""
+        """Let prefix j of source i continue the old prefix parent[i, j]; few keys are copied."""
         self.visible = _children(self.visible, parent)
+        if self.trees[0].is_full:
+            seen = self.visible.any(dim=1)  # (B, N): the other keys belong to dropped prefixes
+            first = seen.byte().argsort(dim=1, descending=True, stable=True)
+            places = first[:, : int(seen.sum(dim=1).max())]
+            self.visible = self.visible.take_along_dim(places[:, None], dim=2)
+            for tree in self.trees:
+                tree.prune(places)
 
     def select(self, rows: Int[Tensor, "N"]) -> None:
         super().select(rows)
@@ -245,7 +269,7 @@ def beam_search(
         on = on.to(kept.device)
         log_p = log_p.masked_fill(~on[:, None], -math.inf)
         prefixes, parent = _children(grown, kept), parent.gather(1, kept)  # (B, W, ...)
-        if not active:
+        if not active or n == max_len:
             break
         if len(active) <= len(rows) * (1 - _FINISHED):
             rows = [rows[i] for i in active]
