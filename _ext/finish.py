@@ -5,10 +5,13 @@ build has ended. What they leave out is written by the theme and its extensions,
 theirs turns it off. The look is in _static/book.css.
 """
 
+import json
+import os
 import re
 import struct
 from functools import cache
 from html import escape, unescape
+from importlib.util import find_spec
 from pathlib import Path
 
 import share
@@ -309,6 +312,54 @@ def references(page):
     return re.sub(r'<span class="label">.*?</span>(?=\s*<p>)', "", page, flags=re.S)
 
 
+# From the reference of the library to the cell of a chapter
+
+
+def cell_ids(page, notebook):
+    """Cells that define the library get their ids, so that the reference can lead to them."""
+    ids = [
+        cell["id"]
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code" and re.match(r"#\s*\|\s*export", "".join(cell["source"]))
+    ]
+    opening = r'<div class="(cell\b[^"]*\btag_exported\b[^"]*)">'
+    if len(ids) != len(re.findall(opening, page)):  # the page may lack one that is hidden
+        return page
+    names = iter(ids)
+    return re.sub(opening, lambda m: f'<div class="{m[1]}" id="cell-{next(names)}">', page)
+
+
+def definitions(package):
+    """{name: (page, cell)} of every function, class and constant, from the library's own marks."""
+    found = {}
+    for module in sorted(package.glob("[a-z]*.py")):
+        place = None
+        for line in module.read_text(encoding="utf-8").splitlines():
+            if mark := re.match(r"# %% \.\./(chapters/\S+)\.ipynb #(\w+)", line):
+                place = mark.groups()
+            elif place and (name := re.match(r"(?:def |class |async def )?(\w+)\b", line)):
+                found.setdefault(f"transformer_lib.{module.stem}.{name[1]}", place)
+    return found
+
+
+def sources(page, name, places, pages):
+    """Each function and class of the reference links to the cell that defines it."""
+
+    def link(match):
+        target, cell = places.get(match[2], ("", ""))
+        if f'id="cell-{cell}"' not in pages.get(target, ""):
+            return match[0]
+        path = os.path.relpath(f"{target}.html", Path(name).parent)
+        title = match[2].rpartition(".")[2]
+        return (
+            f'{match[1]} <a class="defined" href="{path}#cell-{cell}"'
+            f' aria-label="Where {title} is defined">chapter</a>'
+        )
+
+    pattern = r'(<dt class="sig sig-object py" id="([\w.]+)">(?:(?!<a class="headerlink").)*)'
+    return re.sub(pattern, link, page, flags=re.S)
+
+
 # The build
 
 
@@ -357,7 +408,14 @@ def finish(app, failure):
         page = images(tables(folds(code(page, plain))), path.parent)
         if 'class="glossary"' in page or 'class="simple glossary"' in page or name == "genindex":
             page = chinese(page)
+        notebook = site / "_sources" / f"{name}.ipynb"
+        if notebook.exists():
+            page = cell_ids(page, notebook)
         pages[name] = references(icons(page, drawings))
+    places = definitions(Path(find_spec("transformer_lib").origin).parent)
+    for name, page in pages.items():
+        if 'class="sig sig-object py"' in page:
+            pages[name] = sources(page, name, places, pages)
     share.finish(app, pages)
     for name, page in pages.items():
         (site / f"{name}.html").write_text(page, encoding="utf-8")

@@ -7,6 +7,8 @@ document.addEventListener("DOMContentLoaded", () => {
   // A link to what is folded opens the fold.
   const open = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const code = target?.querySelector(":scope.cell > details");
+    if (code) code.open = true;
     for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   };
   window.addEventListener("hashchange", open);

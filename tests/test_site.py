@@ -493,6 +493,14 @@ def test_slim_style_sheets_keep_what_is_used():
         assert rule in slimmed
 
 
+def test_reference_leads_to_the_cells_that_define_the_library():
+    api = next(page for page in CONTENTS if topic(page) == "api")
+    links = {a["href"] for a in article(api).select("a.defined")}
+    assert len(links) > 80  # that their anchors exist is a test of all links
+    text = "\n".join(html(page) for page in CHAPTERS)
+    assert all(f'id="{link.partition("#")[2]}"' in text for link in links)
+
+
 # Addresses
 
 
