@@ -572,7 +572,7 @@ def test_notebooks_to_download_say_how_to_install(tmp_path):
 
 # A real browser
 
-PARTS = 4
+PARTS = 8  # so that no part takes long on a busy machine
 
 
 def browser_lacks():
