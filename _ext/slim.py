@@ -74,12 +74,11 @@ def without_unused(sheet, names):
 
 def names_used(pages, scripts):
     """Each class and id of the pages, and each word of the scripts, which may set classes."""
-    names, code = set(), list(scripts)
+    names = set()
     for page in pages:
         for value in re.findall(r'\s(?:class|id)="([^"]*)"', page):
             names.update(value.split())
-        code += re.findall(r"<script\b[^>]*>(.+?)</script>", page, re.S)
-    for script in code:
+    for script in scripts:
         names.update(re.findall(r"[\w-]+", script))
     return names
 

@@ -9,6 +9,7 @@ __all__ = ['FAMILIES', 'Weights', 'Settings', 'PretrainedModel', 'from_pretraine
 # %% ../chapters/5_families/4_hub.ipynb #a1f0c3d2
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from importlib import import_module
@@ -235,6 +236,7 @@ def _match(
     wanted = {name for entries in plan for entry in entries for name in entry.shapes}
     found: dict[str, _Stored] = {}
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong": []}
+    own, where, spare = type(model).__name__, files[0].parent, list[str]()
     for stored in (stored for file in files for stored in _contents(file)):
         name = stored.name
         for old, new in model.renames.items():
@@ -242,6 +244,8 @@ def _match(
         name = name if name in wanted else model.base_prefix + name
         if name in wanted and name not in found:
             found[name] = stored
+        elif name not in wanted and any(re.search(x, stored.name) for x in model.left_out):
+            spare.append(stored.name)
         elif name in wanted or not any(re.search(x, stored.name) for x in model.unused):
             problems["unexpected"].append(stored.name)
     for entries in plan:
@@ -257,8 +261,9 @@ def _match(
                     problems["wrong"].append(f"{name} {dtype}, must be floating-point")
     if any(problems.values()):
         text = "".join(f"\n{kind}: {'; '.join(x)}" for kind, x in problems.items() if x)
-        own, where = type(model).__name__, files[0].parent
         raise ValueError(f"{own}: {where} does not hold the model of its config.json{text}")
+    if spare:
+        warnings.warn(f"{own}: {where} also holds {', '.join(spare)}, left out here", stacklevel=4)
     return found
 
 
@@ -278,7 +283,8 @@ def _fill(model: "PretrainedModel", files: list[Path], dtype: torch.dtype | None
                     f"{own}: {files[0].parent} must hold the same numbers in {[*there[0].shapes]} "
                     f"and {[*other.shapes]}, which its config.json ties"
                 )
-        loaded[id(ours)] = nn.Parameter(tensor) if isinstance(ours, nn.Parameter) else tensor
+        is_parameter = isinstance(ours, nn.Parameter)
+        loaded[id(ours)] = nn.Parameter(tensor, ours.requires_grad) if is_parameter else tensor
     state = model.state_dict(keep_vars=True)
     model.load_state_dict({name: loaded[id(old)] for name, old in state.items()}, assign=True)
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
@@ -320,6 +326,7 @@ class PretrainedModel(nn.Module):
     base_prefix: ClassVar[str] = ""  # "transformer.": files may leave it out
     renames: ClassVar[Mapping[str, str]] = {}  # pattern: replacement, for names in old files
     unused: ClassVar[tuple[str, ...]] = ()  # patterns of names that carry no weight
+    left_out: ClassVar[tuple[str, ...]] = ()  # of heads that it does without, with a warning
 
     @classmethod
     def from_settings(cls: type[_Model], settings: Settings) -> _Model:
