@@ -26,7 +26,7 @@ const require = createRequire(import.meta.url);
 const load = (name) => { try { return require.resolve(name, { paths: (process.env.NODE_PATH ?? '').split(path.delimiter).filter(Boolean) }); } catch { give_up(`the npm package ${name} is missing: make site-check installs it`); } };
 const { chromium } = require(load('playwright-core'));
 const axe = fs.readFileSync(load('axe-core'), 'utf8');
-const program = process.env.CHROME_PATH ?? (process.env.PATH ?? '').split(path.delimiter)
+const program = process.env.CHROME_PATH || (process.env.PATH ?? '').split(path.delimiter)
   .flatMap((folder) => ['chromium', 'chromium-browser', 'google-chrome'].map((name) => path.join(folder, name))).find((file) => fs.existsSync(file));
 if (!program) give_up('there is no Chromium: install it, or name it in CHROME_PATH');
 
