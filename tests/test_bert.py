@@ -19,6 +19,7 @@ from transformer_lib.bert import (
 )
 from transformer_lib.cpu import use_onednn
 from transformer_lib.multihead import recording
+from transformer_lib.testing import check_model
 from transformer_lib.tokenizer import BEGIN, END, PAD
 from transformer_lib.trainer import Trainer, TrainingConfig
 
@@ -143,7 +144,7 @@ def test_bert_records_the_published_attention_weights(tmp_path):
     tokens, mask, types = inputs()
     with torch.no_grad(), recording(ours) as seen:
         ours(tokens, mask, types)
-        expected = theirs(tokens, mask.long(), types, output_attentions=True).attentions
+        expected = theirs(tokens, mask.long(), types, output_attentions=True)[2]
     assert len(seen) == len(expected) == 3
     for mine, other in zip(seen.values(), expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-10, rtol=1e-10)
@@ -334,6 +335,16 @@ def test_bert_lets_every_output_see_both_sides_and_the_order():
             assert moved.min() > 1e-6
         swapped = tokens[:, [1, 0, *range(2, S)]]
         assert (model(swapped) - before).abs().amax(dim=-1)[0, 2:].min() > 1e-6
+
+
+def test_bert_keeps_the_laws_of_models_except_causality():
+    """The kit calls it as a model of one stack, without a mask; the tests above give one."""
+    skip = {"causality by perturbation": "BERT reads both ways"}
+    model = tiny(head="masked_lm", attention_dropout=0.0)
+    report = check_model(model, vocab_size=31, decoder_only=True, skip=skip)
+    assert report.passed, report
+    without = check_model(model, vocab_size=31, decoder_only=True)
+    assert [failure.property for failure in without.failures] == ["causality by perturbation"]
 
 
 def test_bert_gives_only_the_positions_asked_for():
