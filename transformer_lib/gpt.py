@@ -8,7 +8,7 @@ __all__ = ['Llama3Scaling', 'WindowCache', 'GPTAttention', 'GPTConfig', 'GPT']
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e000
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -207,7 +207,7 @@ class GPTConfig(TransformerConfig):
         require("GPTConfig", window=(window, SIZE), rope_base=(self.rope_base, "a number above 0"))
 
     @classmethod
-    def like(cls, family: str, **changes: Any) -> Self:
+    def like(cls, family: str, **changes: Any) -> "GPTConfig":
         """Make a config with the choices of a family, but not its sizes."""
         require("GPTConfig.like", family=(family, tuple(_CHOICES)))
         return cls(**{"family": family} | _CHOICES[family] | changes)
@@ -403,7 +403,7 @@ class GPT(DecoderOnly, PretrainedModel):
         return super().read(tokens, mask, cache=cache)
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Self:
+    def from_settings(cls, settings: Settings) -> "GPT":
         """Build the model that a config.json describes, with weights to train from scratch."""
         return cls(_read(settings))
 
