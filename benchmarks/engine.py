@@ -1,13 +1,23 @@
-"""Translation of the 100 captions of tests/captions.txt by a shipped model, and by an engine."""
+"""Translation of the 100 captions of tests/captions.txt by a shipped model, and by others.
 
+All have the same weights, and must write the same texts before they are timed.
+"""
+
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
 from transformer_lib.cpu import pack_for_decoding, quantize_for_decoding
+from transformer_lib.models import Transformer
+from transformer_lib.shapes import import_extra
+from transformer_lib.tokenizer import BEGIN, END, PAD
 from transformer_lib.translation import Translator, to_ctranslate2
 
 MODEL = "multi30k-en-de"
@@ -21,23 +31,95 @@ def by_ours(change: Callable, beam: int) -> Translate:
     return lambda texts: translator(texts, beam=beam)
 
 
-def by_engine(kind: str, beam: int) -> Translate:
-    """CTranslate2 with the same weights, batches of as many tokens, and as many threads."""
-    import ctranslate2
+def encoded(translator: Translator, texts: list[str]) -> tuple[list[list[int]], int]:
+    """The sources, and the length at which the Translator stops its search."""
+    sources = [[*ids, END] for ids in translator.tokenizer.encode_all(texts)]
+    return sources, min(translator.model.config.max_len, 2 * max(map(len, sources)) + 10)
 
-    translator = Translator.load(MODEL)
-    threads = {"inter_threads": 1, "intra_threads": torch.get_num_threads()}
+
+def by_engine(translator: Translator, kind: str, beam: int, threads: int = 1) -> Translate:
+    """CTranslate2, searching as the Translator does, in batches of as many tokens."""
+    engine = import_extra("ctranslate2", "ctranslate2")
     with tempfile.TemporaryDirectory() as place:  # the engine reads the files at once
         folder = to_ctranslate2(translator.model, Path(place, "model"))
-        engine = ctranslate2.Translator(str(folder), compute_type=kind, **threads)
-    tokenizer = translator.tokenizer
-    options = {"beam_size": beam, "max_batch_size": 4096, "batch_type": "tokens"}
-    options |= {"length_penalty": 1.0 if beam > 1 else 0.0, "max_decoding_length": 120}
+        options = {"device": "cpu", "compute_type": kind, "intra_threads": threads}
+        ready = engine.Translator(str(folder), inter_threads=1, **options)
 
     def translate(texts: list[str]) -> list[str]:
-        sources = [[*map(str, ids), "2"] for ids in tokenizer.encode_all(texts)]
-        found = engine.translate_batch(sources, **options)
-        return [tokenizer.decode([int(i) for i in each.hypotheses[0]]) for each in found]
+        sources, longest = encoded(translator, texts)
+        found = ready.translate_batch(
+            [list(map(str, source)) for source in sources], beam_size=beam,
+            max_batch_size=4096, batch_type="tokens",
+            min_decoding_length=0, max_decoding_length=longest,
+        )  # fmt: skip
+        rows = ([int(token) for token in one.hypotheses[0]] for one in found)
+        return list(map(translator.tokenizer.decode, rows))
+
+    return translate
+
+
+PEGASUS = (  # our names, their names
+    (r"^(encoder|decoder)\.(\d+)", r"model.\1.layers.\2"),
+    (r"^(encoder|decoder)_norm", r"model.\1.layer_norm"),
+    (r"cross_attention", "encoder_attn"),
+    (r"(self_)?attention", "self_attn"),
+    (r"_attn_residual\.norm", "_attn_layer_norm"),
+    (r"feed_forward_residual\.norm", "final_layer_norm"),
+    (r"feed_forward\.up", "fc1"),
+    (r"feed_forward\.down", "fc2"),
+    (r"^embedding", "model.shared"),
+    (r"^output", "lm_head"),
+)
+
+
+def pegasus(model: Transformer) -> Any:
+    """Copy a pre-norm model into transformers' Pegasus: Marian's code, but with pre-norm."""
+    import transformers
+
+    config, weights = model.config, {}
+    sizes = {
+        "vocab_size": config.vocab_size, "d_model": config.d_model,
+        "max_position_embeddings": config.max_len, "activation_function": config.activation,
+        "scale_embedding": True, "dropout": 0.0, "pad_token_id": PAD, "bos_token_id": BEGIN,
+        "eos_token_id": END, "decoder_start_token_id": BEGIN, "forced_eos_token_id": None,
+    }  # fmt: skip
+    for side in ("encoder", "decoder"):
+        sizes[f"{side}_layers"] = getattr(config, f"n_{side}_layers")
+        sizes[f"{side}_attention_heads"] = config.n_heads
+        sizes[f"{side}_ffn_dim"] = config.d_ff
+    theirs = transformers.PegasusForConditionalGeneration(transformers.PegasusConfig(**sizes))
+    for name, x in model.state_dict().items():
+        for ours, new in PEGASUS:
+            name = re.sub(ours, new, name)
+        if "in_proj" in name:
+            for part, rows in zip("qkv", x.chunk(3), strict=True):
+                weights[name.replace("in_proj", f"{part}_proj")] = rows
+        else:
+            weights[name] = x
+    with torch.no_grad():  # sines and cosines alternate in ours, and come in two halves in theirs
+        places = model.positions(torch.zeros(1, config.max_len, config.d_model))[0]
+    for side in ("encoder", "decoder"):
+        weights[f"model.{side}.embed_positions.weight"] = places
+        weights[f"model.{side}.embed_tokens.weight"] = weights["model.shared.weight"]
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {"final_logits_bias"}:  # which is 0
+        raise ValueError(f"pegasus: all weights must be copied, got {missing}, {unexpected}")
+    return theirs.eval()
+
+
+def by_pegasus(beam: int) -> Translate:
+    translator = Translator.load(MODEL)
+    theirs: nn.Module = pegasus(translator.model)
+    search = {"num_beams": beam, "length_penalty": 1.0, "early_stopping": True} if beam > 1 else {}
+
+    def translate(texts: list[str]) -> list[str]:
+        sources, longest = encoded(translator, texts)
+        rows = pad_sequence(list(map(torch.tensor, sources)), batch_first=True, padding_value=PAD)
+        options = {"do_sample": False, "max_new_tokens": longest, **search}
+        found = theirs.generate(rows, attention_mask=(rows != PAD).long(), **options)
+        ends = [row.index(END) if END in row else len(row) for row in found.tolist()]
+        lines = [row[1:end] for row, end in zip(found.tolist(), ends, strict=True)]
+        return list(map(translator.tokenizer.decode, lines))
 
     return translate
 
@@ -54,9 +136,14 @@ WAYS: dict[str, tuple[Callable[[int], Translate], str, str]] = {
     "ours": (lambda beam: by_ours(pack_for_decoding, beam), "ours", "packed"),
     "ours, not packed": (lambda beam: by_ours(lambda model: model, beam), "other", ""),
     "ours, 8 bits": (lambda beam: by_ours(quantize_for_decoding, beam), "other", ROUNDED),
-    "CTranslate2": (lambda beam: by_engine("float32", beam), "peer", ""),
-    "CTranslate2, 8 bits": (lambda beam: by_engine("int8", beam), "other", ROUNDED),
+    "HF Pegasus": (by_pegasus, "peer", "in PyTorch"),
+    "CTranslate2": (lambda beam: raced("float32", beam), "peer", "an engine in C++"),
+    "CTranslate2, 8 bits": (lambda beam: raced("int8", beam), "other", ROUNDED),
 }
+
+
+def raced(kind: str, beam: int) -> Translate:
+    return by_engine(Translator.load(MODEL), kind, beam, torch.get_num_threads())
 
 
 def translation(texts: list[str], beam: int, *, alone: bool) -> Case:

@@ -6,38 +6,20 @@ python -m benchmarks.record_ctranslate2 results/ctranslate2.json
 import hashlib
 import json
 import sys
-import tempfile
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine import by_engine
 from benchmarks.record_scores import about_here, write_lines
 from transformer_lib.bleu import bleu
 from transformer_lib.cpu import quantize_for_decoding
 from transformer_lib.datasets import multi30k
-from transformer_lib.shapes import import_extra
-from transformer_lib.tokenizer import END
-from transformer_lib.translation import Translator, to_ctranslate2
+from transformer_lib.translation import Translator
 
 WAYS = ("multi30k-de-en", "multi30k-en-de")
 KINDS = ("float32", "int8")
-
-
-def engine_texts(
-    translator: Translator, folder: str | Path, texts: list[str], *, kind: str, beam: int
-) -> list[str]:
-    """Translate with the engine, by the search that the Translator makes."""
-    engine = import_extra("ctranslate2", "ctranslate2")
-    encode, decode = translator.tokenizer.encode_all, translator.tokenizer.decode
-    sources = [[*map(str, ids), str(END)] for ids in encode(texts)]
-    longest = min(translator.model.config.max_len, 2 * max(map(len, sources)) + 10)
-    ready = engine.Translator(str(folder), device="cpu", compute_type=kind, intra_threads=1)
-    found = ready.translate_batch(
-        sources, beam_size=beam, max_batch_size=32,
-        min_decoding_length=0, max_decoding_length=longest,
-    )  # fmt: skip
-    return [decode([int(token) for token in one.hypotheses[0]]) for one in found]
 
 
 def compare(ours: list[str], theirs: list[str], references: list[str]) -> dict[str, Any]:
@@ -57,11 +39,9 @@ def record_way(name: str, n_sentences: int | None = None) -> dict[str, Any]:
     found |= {"sentences": len(texts), "bleu_13a": bleu(ours, references).bleu, "engine": {}}
     rounded = Translator(quantize_for_decoding(translator.model), translator.tokenizer)
     found["int8"] = compare(ours, rounded(texts, beam=5), references)
-    with tempfile.TemporaryDirectory() as place:
-        folder = to_ctranslate2(translator.model, Path(place, name))
-        for kind in KINDS:
-            theirs = engine_texts(translator, folder, texts, kind=kind, beam=5)
-            found["engine"][kind] = compare(ours, theirs, references)
+    for kind in KINDS:
+        theirs = by_engine(translator, kind, beam=5)(texts)
+        found["engine"][kind] = compare(ours, theirs, references)
     return found
 
 

@@ -22,6 +22,8 @@ from benchmarks import (
 )
 from benchmarks.harness import Built, Case, Competitor, Row, Setting, measure, run_suite, standing
 from benchmarks.peers import PlainAttention, PlainGPT, training_step
+from transformer_lib.models import Transformer, TransformerConfig
+from transformer_lib.translation import Translator
 
 SUITES = (attention, engine, generation, growth, language, multihead, start, translation)
 
@@ -295,6 +297,33 @@ def test_check_refuses_tokens_that_are_not_the_most_probable():
         generation.check(Certain(1, 1), torch.cat([prompt, ones], dim=1), prompt)
     with pytest.raises(ValueError, match="check: prompt and 256 tokens must be generated, got"):
         generation.check(Certain(1, 1), prompt, prompt)
+
+
+def test_pegasus_with_our_weights_computes_what_our_model_computes():
+    model = Transformer(TransformerConfig.tiny(29, norm="pre", n_decoder_layers=3)).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    theirs = engine.pegasus(model)
+    assert harness.count_parameters(theirs) == harness.count_parameters(model) + 2 * 64 * 64
+    source, target = torch.randint(4, 29, (2, 3, 7))
+    real = torch.arange(7) < torch.tensor([[7], [5], [1]])
+    with torch.no_grad():
+        ours = model(source, target, source_mask=real[:, None, None])
+        found = theirs(source, attention_mask=real.long(), decoder_input_ids=target).logits
+    torch.testing.assert_close(found, ours, rtol=1e-4, atol=1e-4)  # float32
+    with pytest.raises(ValueError, match="pegasus: all weights must be copied, got"):
+        engine.pegasus(Transformer(TransformerConfig.tiny(29)))  # post-norm has no last norm
+
+
+@pytest.mark.parametrize("beam", [1, 5])
+def test_engine_suite_runs_peers_that_write_our_texts(beam):
+    texts = engine.CAPTIONS.read_text(encoding="utf-8").splitlines()[:5]
+    wanted = Translator.load(engine.MODEL)(texts, beam=beam)
+    found = engine.by_pegasus(beam)(texts)
+    engine.check(found, wanted, rounded=False)
+    with pytest.raises(ValueError, match="check: the same texts must come out, got 80% of them"):
+        engine.check(["", *found[1:]], wanted, rounded=False)
+    engine.check(["", *found[1:]], wanted, rounded=True)
 
 
 def test_write_is_atomic(tmp_path):

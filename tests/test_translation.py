@@ -555,7 +555,7 @@ def test_to_ctranslate2_refuses_by_name_what_it_cannot_convert(tmp_path, field, 
     model = random_model(**{field: value}, **others)
     allowed = {
         "positions": ("sinusoidal", "learned"), "norm_type": ("layer",), "n_kv_heads": (2,),
-        "activation": ("relu", "gelu", "silu"), "final_norm": (False,), "head_dim": (32.0,),
+        "activation": ("relu", "gelu", "silu"), "final_norm": (False,), "head_dim": (8.0,),
     }[field]  # fmt: skip
     name = {"head_dim": "d_head"}.get(field, field)
     message = f"to_ctranslate2: {name} must be one of {allowed}, got {value!r}"
@@ -606,7 +606,7 @@ def test_to_ctranslate2_replaces_its_own_folder_only(engine, tmp_path):
             to_ctranslate2(model, folder)
     (folder / "export.json").write_text(seal, "utf-8")
     (folder / "notes.txt").write_text("mine", "utf-8")
-    with pytest.raises(ValueError, match=r"export \(config.json, export.json, model.bin\); choose"):
+    with pytest.raises(ValueError, match=r"from an export \(notes.txt\); choose"):
         to_ctranslate2(model, folder)
     assert (folder / "notes.txt").read_text("utf-8") == "mine"
     with pytest.raises(ValueError, match="notes.txt is a file; choose another folder"):

@@ -279,22 +279,6 @@ def export_model(trainer: Trainer, tokenizer: Tokenizer, folder: str | Path) -> 
     return folder
 
 
-def check_export_folder(folder: str | Path) -> None:
-    """Raise a ValueError if an export into this folder would delete other files."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        if folder.exists():
-            raise ValueError(f"{folder} is a file; choose another folder for the export")
-        return
-    found = {path.name for path in folder.iterdir()}
-    other = sorted(found - {*_EXPORTED, _SEAL})
-    if found and (other or not {*_EXPORTED} <= found or not _is_ours(folder)):
-        names = ", ".join((other or sorted(found))[:3])
-        raise ValueError(
-            f"{folder} holds files that are not from an export ({names}); choose another folder"
-        )
-
-
 def _is_ours(folder: Path) -> bool:
     """Whether a config is one of this library's: other libraries use the same file names."""
     try:
@@ -302,6 +286,30 @@ def _is_ours(folder: Path) -> bool:
     except (OSError, TypeError, ValueError):
         return False
     return True
+
+
+def check_export_folder(
+    folder: str | Path, names: tuple[str, ...] = _EXPORTED,
+    is_ours: Callable[[Path], bool] = _is_ours,
+) -> None:  # fmt: skip
+    """Raise a ValueError if an export into this folder would delete other files.
+
+    Args:
+        names: what an export always holds; it may also hold its seal, export.json.
+        is_ours: folder with these files -> whether they are an export.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError(f"{folder} is a file; choose another folder for the export")
+        return
+    found = {path.name for path in folder.iterdir()}
+    other = sorted(found - {*names, _SEAL})
+    if found and (other or not {*names} <= found or not is_ours(folder)):
+        some = ", ".join((other or sorted(found))[:3])
+        raise ValueError(
+            f"{folder} holds files that are not from an export ({some}); choose another folder"
+        )
 
 
 def _sha256(file: Path) -> str:

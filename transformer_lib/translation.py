@@ -26,7 +26,7 @@ from .checkpoints import library_versions, write_atomically
 from .generation import evaluation_copy, greedy
 from .models import Transformer
 from .multihead import recording
-from .recipes import load_export
+from .recipes import check_export_folder, load_export
 from .shapes import import_extra, require
 from .tokenizer import BEGIN, END, UNKNOWN, Tokenizer, checked_texts
 
@@ -153,7 +153,7 @@ class Translator:
 
 # %% ../chapters/4_generation/6_translation.ipynb #c72a1e5d
 _FILES = ("config.json", "model.bin", "shared_vocabulary.json")  # of an engine's model
-_SEAL = {"export.json": "transformer_lib.translation.to_ctranslate2"}
+_SEAL, _WRITER = "export.json", "transformer_lib.translation.to_ctranslate2"
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "silu": "SWISH"}
 
 
@@ -192,32 +192,23 @@ def to_ctranslate2(model: Transformer, folder: str | Path) -> Path:
         raise ValueError(
             f"to_ctranslate2: the parameters must be those of a Transformer, got {odd[0]}"
         )
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another folder for the export")
-    if found and not (found == {*_FILES, *_SEAL} and _sealed(folder)):
-        raise ValueError(
-            f"{folder} holds files that are not from an export ({', '.join(sorted(found)[:3])}); "
-            "choose another folder"
-        )
+    check_export_folder(folder, _FILES, _is_sealed)
     spec = _engine_spec(model)
 
     def write(draft: Path) -> None:
         draft.mkdir(parents=True)
         spec.save(str(draft))
-        for name, maker in _SEAL.items():
-            seal = {"written_by": maker, "versions": library_versions()}
-            (draft / name).write_text(json.dumps(seal, indent=1) + "\n", encoding="utf-8")
+        seal = {"written_by": _WRITER, "versions": library_versions()}
+        (draft / _SEAL).write_text(json.dumps(seal, indent=1) + "\n", encoding="utf-8")
 
     write_atomically(folder, write)
     return folder
 
 
-def _sealed(folder: Path) -> bool:
+def _is_sealed(folder: Path) -> bool:
     """Whether to_ctranslate2 wrote this folder."""
-    (name, maker), *_ = _SEAL.items()
     try:
-        return json.loads((folder / name).read_text("utf-8"))["written_by"] == maker
+        return json.loads((folder / _SEAL).read_text("utf-8"))["written_by"] == _WRITER
     except (OSError, LookupError, TypeError, ValueError):
         return False
 
