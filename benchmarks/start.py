@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.harness import Built, Case, Competitor, Setting
 
 MODULES = {
-    "ours": "transformer_lib",
+    "ours": "transformer_lib.models",  # the package alone loads no PyTorch
     "x-transformers": "x_transformers",
     "HF GPT-2": "transformers.models.gpt2.modeling_gpt2",
     "litgpt": "litgpt.model",
