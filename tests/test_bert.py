@@ -17,7 +17,8 @@ from transformer_lib.bert import (
     encoder_loss,
     mask_tokens,
 )
-from transformer_lib.cpu import use_onednn
+from transformer_lib.cpu import pack_for_decoding, use_onednn
+from transformer_lib.hub import from_pretrained
 from transformer_lib.multihead import recording
 from transformer_lib.testing import check_model
 from transformer_lib.tokenizer import BEGIN, END, PAD
@@ -150,7 +151,7 @@ def test_bert_records_the_published_attention_weights(tmp_path):
         torch.testing.assert_close(mine, other, atol=1e-10, rtol=1e-10)
 
 
-def test_bert_gives_the_same_with_onednn(tmp_path):
+def test_bert_gives_the_same_with_onednn_and_packed(tmp_path):
     theirs = published("roberta", "ForMaskedLM", dtype=torch.float32)
     ours = Bert.from_pretrained(saved(theirs, tmp_path))
     tokens, mask, types = inputs(family="roberta")
@@ -158,6 +159,8 @@ def test_bert_gives_the_same_with_onednn(tmp_path):
     after, _ = states(use_onednn(ours), tokens, mask, types)
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
     assert ours.output.weight is ours.embedding.weight
+    packed, _ = states(pack_for_decoding(ours), tokens, mask, types)
+    torch.testing.assert_close(packed, before, atol=1e-5, rtol=1e-5)
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -191,6 +194,8 @@ def test_bert_saves_a_model_of_its_own_that_transformers_loads(tmp_path):
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     arguments = inputs(family="roberta")
     found, expected = states(ours, *arguments)[0], outputs(theirs, *arguments)[0]
+    again = from_pretrained(tmp_path)
+    assert type(again) is Bert and torch.equal(states(again, *arguments)[0], found)
     assert found.shape == (B, 5)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
