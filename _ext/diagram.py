@@ -31,17 +31,16 @@ class Box:
 
 ATTENTION = ("attention", "one_sentence", "scores", "softmax", "properties", "multihead")
 EVERY = ("hub", "cost", "recipes")
-NORMS = ("layers", "models", "gpt", "bert", "t5", "vit", *EVERY)
 STACKS = ("models", "layers", *EVERY)
 ENCODER, DECODER = ("bert", "vit", "t5"), ("gpt", "t5", "generation")
 
 
-def column(x, label, rows):
+def column(x, label, families, rows):
     """The boxes of one stack, each followed by its "add & norm"."""
-    y = 158
+    y, norms = 158, (*STACKS, *families)
     for name, text, topics in rows:
         yield name, Box(x, y, 146, 30, text, topics)
-        yield f"{name}-norm", Box(x, y + 40, 146, 22, "add & norm", (*NORMS,))
+        yield f"{name}-norm", Box(x, y + 40, 146, 22, "add & norm", norms)
         y += 82
     yield label, Box(x - 20, 134, 174, y - 142, f"{label} × N", STACKS, "frame")
 
@@ -59,11 +58,11 @@ BOXES = {
     "target-positions": Box(
         210, 92, 174, 28, "+ positions", ("positions", "extrapolation", "models", "gpt", "t5")
     ),
-    **dict(column(34, "encoder", [
+    **dict(column(34, "encoder", ENCODER, [
         ("self", "self-attention", (*ATTENTION, *ENCODER)),
         ("feed-forward", "feed-forward", ("layers", *ENCODER)),
     ])),
-    **dict(column(230, "decoder", [
+    **dict(column(230, "decoder", ("gpt", "t5"), [
         ("masked", "masked self-attention", (*ATTENTION, *DECODER)),
         ("cross", "cross-attention", (*ATTENTION, "translation", "t5")),
         ("target-feed-forward", "feed-forward", ("layers", "gpt", "t5")),

@@ -231,7 +231,7 @@ def table(match):
     lines = ["".join(write(row, True)) for row in top], ["".join(write(row, False)) for row in body]
     head_rows, body_rows = ("\n".join(f"<tr>{line}</tr>" for line in part) for part in lines)
     names = [text_of(text) for _, _, text in top[-1]] if top else []
-    looks = " wide" if widest > 7 else ""
+    looks = " wide wider" if widest > 9 else " wide" if widest > 7 else ""
     if widest > 9 and sum(map(len, names)) > 90:
         looks += " upright"  # the names are read from the side, or the table would be cut
     return (
@@ -353,7 +353,7 @@ def sources(page, name, places, pages):
         title = match[2].rpartition(".")[2]
         return (
             f'{match[1]} <a class="defined" href="{path}#cell-{cell}"'
-            f' aria-label="Where {title} is defined">chapter</a>'
+            f' aria-label="chapter that defines {title}">chapter</a>'
         )
 
     pattern = r'(<dt class="sig sig-object py" id="([\w.]+)">(?:(?!<a class="headerlink").)*)'

@@ -74,11 +74,12 @@ def without_unused(sheet, names):
 
 def names_used(pages, scripts):
     """Each class and id of the pages, and each word of the scripts, which may set classes."""
-    names = set()
+    names, code = set(), list(scripts)
     for page in pages:
         for value in re.findall(r'\s(?:class|id)="([^"]*)"', page):
             names.update(value.split())
-    for script in scripts:
+        code += re.findall(r"<script\b[^>]*>(.+?)</script>", page, re.S)
+    for script in code:
         names.update(re.findall(r"[\w-]+", script))
     return names
 

@@ -270,7 +270,7 @@ if (typeof document !== "undefined") {
     document.head.append(script);
   };
 
-  for (const view of all(document, ".view")) {
+  for (const view of all(document, ".view").filter((one) => one.dataset.view in draw)) {
     const update = () => draw[view.dataset.view](view);
     all(view, "[hidden]:not(.later)").forEach((part) => part.removeAttribute("hidden"));
     all(view, "[disabled]").forEach((part) => part.removeAttribute("disabled"));

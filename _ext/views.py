@@ -288,7 +288,99 @@ def pack(stored):
     })  # fmt: skip
 
 
+BEAM_SOURCE, WIDTHS = "Ein Zug fährt durch den Schnee.", (1, 2, 3, 4)
+COLUMN, STEP = 84, 40
+
+
+def search(model, source, width, max_len=30, end=2):
+    """The steps of a beam search by log-probability, and what it finds.
+
+    Returns:
+        For each step what is kept, best first, and what has ended: (prefix, log-probability, place
+        of its parent in the step before, whether it ended); and the best of what ended.
+    """
+    import torch
+
+    with torch.no_grad():
+        memory = model.encode(torch.tensor([source]))
+        live, steps, best = [((1,), 0.0)], [], None
+        while live and len(steps) < max_len and (best is None or live[0][1] > best[1]):
+            prefixes = torch.tensor([prefix for prefix, _ in live])
+            logits = model.decode(prefixes, memory.expand(len(live), -1, -1))
+            log_p = logits[:, -1].double().log_softmax(dim=-1)
+            log_p += torch.tensor([[p] for _, p in live], dtype=torch.float64)
+            top, places = log_p.flatten().topk(2 * width)
+            grown = [
+                ((*live[i // log_p.shape[1]][0], i % log_p.shape[1]), p, i // log_p.shape[1])
+                for p, i in zip(top.tolist(), places.tolist(), strict=True)
+            ]
+            ended = [one for one in grown[:width] if one[0][-1] == end]
+            kept = [one for one in grown if one[0][-1] != end][:width]
+            steps.append([(*one, False) for one in kept] + [(*one, True) for one in ended[:1]])
+            best = max([*filter(None, [best]), *ended], key=lambda one: one[1], default=None)
+            live = [(prefix, p) for prefix, p, _ in kept]
+    return steps, best
+
+
+def draw_search(steps, best, width, pieces):
+    """The steps from top to bottom; the path of what is found stands out."""
+    lines, boxes = [], []
+    for row, step in enumerate(steps):
+        for place, (prefix, p, parent, ended) in enumerate(step):
+            column = width if ended else place
+            x, y = COLUMN * column + 4, STEP * (row + 1)
+            on = " found" if best[0][: len(prefix)] == prefix else ""
+            start = COLUMN * parent + COLUMN / 2 if row else COLUMN / 2
+            lines.append(
+                f'<line class="{on.strip()}" x1="{start:g}" y1="{y - 14}" x2="{x + 38}" y2="{y}"/>'
+            )
+            text = "end" if ended else pieces([prefix[-1]])[0].strip()
+            boxes.append(
+                f'<rect class="{"ended" if ended else "kept"}{on}" x="{x}" y="{y}" width="76" '
+                f'height="26" rx="4"/><text x="{x + 38}" y="{y + 11}">{escape(text)}</text>'
+                f'<text class="p" x="{x + 38}" y="{y + 22}">{p:.2f}</text>'.replace("-", "−")
+            )
+    size = f"0 0 {COLUMN * (width + 1)} {STEP * (len(steps) + 1) - 8}"
+    start = f'<text x="{COLUMN / 2:g}" y="18">begin</text>'
+    return "".join(lines), "".join(boxes) + start, size
+
+
+def beam_view():
+    """Searches of four widths by the shipped translator, stored."""
+    from transformer_lib import Translator
+
+    translator = Translator.load("multi30k-de-en")
+    (source,) = translator.tokenizer.encode_all([BEAM_SOURCE])
+    choices = panels = ""
+    for width in WIDTHS:
+        steps, best = search(translator.model, [*source, 2], width)
+        lines, boxes, size = draw_search(steps, best, width, translator.tokenizer.tokens)
+        said = translator.tokenizer.decode(list(best[0][1:-1]))
+        reads = 1 + sum(sum(not ended for *_, ended in step) for step in steps[:-1])
+        checked = " checked" if width == 2 else ""
+        choices += (
+            f'<label><input type="radio" name="width" id="width-{width}"{checked}> {width}</label>'
+        )
+        name = f"Search with {width} prefixes: kept words by step, with their log-probabilities"
+        panels += (
+            f'<div class="beam-panel" id="beam-{width}"><p>Width {width} finds <strong>'
+            f"{escape(said)}</strong> with log-probability −{-best[1]:.2f}, after {reads} prefixes "
+            f'were read.</p><div class="beam-scroll" tabindex="0" role="region" '
+            f'aria-label="{name}"><svg class="beam" viewBox="{size}" role="img" '
+            f'aria-label="{name}" style="max-width:{COLUMN * (width + 1)}px">{lines}{boxes}</svg>'
+            "</div></div>"
+        )
+    body = f'<fieldset class="widths"><legend>beam width</legend>{choices}</fieldset>{panels}'
+    text = (
+        'The shipped translator reads <em lang="de">' + escape(BEAM_SOURCE) + "</em> and "
+        "searches for the most probable sentence, without a length penalty. Each row is a step, "
+        "with the prefixes that are kept, best first; the thick path is what the search returns."
+    )
+    return fold("beam", "the beam width", text, body)
+
+
 VIEWS = {  # the figure that a view follows
+    "fig-beam_search-tree": beam_view,
     "fig-models-crossing": translator_view,
     "fig-softmax-temperature": softmax_view,
     "fig-positions-rotary-scores": clocks_view,

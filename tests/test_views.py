@@ -13,6 +13,8 @@ from notebooks import NOTEBOOKS, ROOT
 from safetensors.torch import save
 from test_diagram import extension
 
+from transformer_lib import Translator
+from transformer_lib.beam_search import beam_search
 from transformer_lib.generation import greedy
 from transformer_lib.models import Transformer, TransformerConfig
 from transformer_lib.multihead import recording
@@ -123,6 +125,8 @@ def test_views_name_their_controls_and_keep_them_from_pages_without_a_script(mak
     for control in controls:
         named = control.get("aria-label") or control.get_text() or control.find_parent("label")
         assert named, control
+        if control.get("type") == "radio":
+            continue  # works without a script
         hidden = [c for c in (control, *control.parents) if c.has_attr("hidden")]
         assert hidden or control.has_attr("disabled"), control
     assert tree.select_one("[role=status]")
@@ -176,6 +180,30 @@ def test_numbers_of_the_page_are_named_as_by_num2words():
     num2words = pytest.importorskip("num2words").num2words
     found = run("v.pieces(c).join('')", *range(10_000))
     assert found == [num2words(n) for n in range(10_000)]
+
+
+@pytest.mark.parametrize("width", views.WIDTHS)
+def test_stored_searches_are_those_of_beam_search(width):
+    translator = Translator.load("multi30k-de-en")
+    (source,) = translator.tokenizer.encode_all([views.BEAM_SOURCE])
+    steps, (tokens, p, *_) = views.search(translator.model, source + [2], width)
+    options = {"beam": width, "length_penalty": 0.0, "max_len": 30}
+    best = beam_search(translator.model, torch.tensor([source + [2]]), **options)[0][0]
+    assert list(tokens[1:-1]) == best.tokens and p == pytest.approx(best.log_probability, abs=1e-4)
+    for step in steps:
+        assert 1 <= len(step) <= width + 1
+        assert [one[1] for one in step[:width]] == sorted(
+            (o[1] for o in step[:width]), reverse=True
+        )
+
+
+def test_a_wider_beam_finds_a_more_probable_sentence_in_the_stored_searches():
+    tree = BeautifulSoup(views.beam_view(), "html.parser")
+    found = [float(p.get_text().replace("−", "-").split("log-probability ")[1].split(",")[0])
+             for p in tree.select(".beam-panel > p")]  # fmt: skip
+    assert found == sorted(found) and found[0] < found[1]
+    paths = [len(panel.select("rect.found")) for panel in tree.select(".beam-panel")]
+    assert all(n > 5 for n in paths)
 
 
 def test_stored_weights_are_found_in_an_executed_notebook(tmp_path):
