@@ -1,6 +1,6 @@
-"""Train two GPTs on the standard library of this Python, and record what held-out modules cost.
+"""Train GPTs on the standard library of this Python, and record what held-out modules cost.
 
-python -m benchmarks.record_gpt results/gpt-stdlib.json --steps 1200
+python -m benchmarks.record_gpt results/gpt-stdlib.json --steps 800
 """
 
 import argparse
@@ -100,8 +100,9 @@ def record(tokenizer: Tokenizer, texts: list[str], held: list[str], steps: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--vocab-size", type=int, default=2048)
+    parser.add_argument("--tokens", nargs="+", choices=("BPE", "characters"), default=["BPE"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     texts, held = modules()
@@ -113,11 +114,11 @@ def main() -> None:
         "training_bytes": len(known), "held_out_bytes": len(new),
         "compressors": compressed(known, new), "runs": {},
     }  # fmt: skip
-    tokenizers = {
-        "BPE": Tokenizer.bpe(texts, options.vocab_size),
-        "characters": Tokenizer.characters([*texts, *held]),
-    }
-    for name, tokenizer in tokenizers.items():
+    for name in options.tokens:
+        if name == "BPE":
+            tokenizer = Tokenizer.bpe(texts, options.vocab_size)
+        else:
+            tokenizer = Tokenizer.characters([*texts, *held])
         found["runs"][name] = record(tokenizer, texts, held, options.steps)
         write_lines(options.out, [json.dumps(found, indent=1)])
         print(name, found["runs"][name]["bits_per_byte"], flush=True)

@@ -318,6 +318,18 @@ def test_gpt_reads_the_window_only_where_it_is_used():
     assert config_of("qwen3", sliding_window=5, use_sliding_window=True, **kinds).window == 5
 
 
+def test_gpt_reads_what_older_files_leave_out_as_their_family_has_it():
+    left_out = {"num_key_value_heads": None}
+    assert [config_of(family, **left_out).d_head for family in FAMILIES[1:]] == [6, 6, 6, 128]
+    config = config_of("llama", **left_out)
+    assert (config.kv_heads, config.norm_eps, config.max_len) == (4, 1e-6, 2048)
+    assert not config.tie_embeddings and not any(config.biases)
+    with torch.device("meta"):
+        medium = Settings({"model_type": "gpt2", "n_embd": 36, "n_layer": 2}, "GPT")
+        config = GPT.from_settings(medium).config
+    assert (config.d_ff, config.n_heads, config.tie_embeddings) == (144, 12, True)
+
+
 def test_gpt_refuses_to_write_what_its_family_cannot_express():
     for changes, said in [
         ({"positions": "rotary"}, "gpt2 cannot express positions = rotary"),
@@ -540,7 +552,7 @@ def as_settings(model):
 def test_recording_shows_weights_that_transformers_shows(pairs, family, i):
     theirs, ours = pairs(family, i)
     theirs.set_attn_implementation("eager")
-    expected = theirs(draw(), output_attentions=True).attentions
+    expected = theirs(draw(), output_attentions=True)[-1]
     theirs.set_attn_implementation("sdpa")
     with recording(ours) as seen:
         logits = ours(draw())
@@ -599,8 +611,8 @@ def test_gpt_of_gpt2_is_the_books_decoder_only():
     plain = DecoderOnly(config)
     assert ours.state_dict().keys() == plain.state_dict().keys()
     assert torch.equal(ours(draw()), plain(draw()))
-    attentions = [m for m in ours.modules() if isinstance(m, MultiHeadAttention)]
-    assert {type(m) for m in attentions} == {MultiHeadAttention}
+    parts = [m for m in ours.modules() if isinstance(m, MultiHeadAttention)]
+    assert {type(m) for m in parts} == {MultiHeadAttention}
     assert ours.output.weight is ours.embedding.weight
 
 
