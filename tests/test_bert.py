@@ -473,6 +473,9 @@ def test_masked_batches_mask_anew_each_epoch_and_can_be_resumed():
     assert sorted(rows) == sorted(map(tuple, ROWS))
     assert all(len(shown) == 2 for shown in rows.values())
     assert any(a != b for a, b in rows.values())
+    alike = MaskedBatches([[BEGIN, *range(4, 24), END]] * 6, **options)
+    first, second = list(alike)
+    assert not torch.equal(first.labels, second.labels)  # a mask of its own for each batch
     assert data.trial_batch().tokens.shape == (3, 13)
     assert data.fingerprint() == other.fingerprint()
     assert data.fingerprint() != MaskedBatches(ROWS, **options | {"rate": 0.4}).fingerprint()
