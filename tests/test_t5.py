@@ -318,6 +318,7 @@ def test_t5_of_ours_is_loaded_by_theirs(tmp_path):
         ours.save_pretrained(tmp_path / str(i))
         theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / str(i)).eval()
         assert theirs.config.decoder_start_token_id == theirs.config.pad_token_id == 0
+        assert theirs.config.eos_token_id == 1
         expected = theirs(input_ids=source, attention_mask=mask.long(), decoder_input_ids=target)
         torch.testing.assert_close(ours(source, target, mask), expected.logits, rtol=0, atol=1e-5)
 
@@ -392,6 +393,11 @@ def test_t5_starts_with_scores_and_logits_of_size_one():
             T5Config(vocab_size=997, d_model=211, n_heads=5, d_ff=401, head_dim=31, **changes)
         )
         source, target = torch.randint(997, (2, 3, 41))
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.dim() == 2:
+                    weight.zero_()
+        model.reset_parameters()
         logits = model.eval()(source, target)
         assert 0.8 < logits.std() < 1.4
         layer = model.encoder[0]
