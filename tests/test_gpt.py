@@ -202,7 +202,7 @@ def test_beam_search_generates_the_tokens_of_transformers(pairs, family, beam):
         tokens = draw(seed=seed)
         rows = theirs.generate(tokens, attention_mask=mask.long(), **options)[:, T:].tolist()
         found = beam_search(
-            ours, tokens, mask[:, None, None], beam=beam, max_len=13, end=EOS, patience=1
+            ours, tokens, mask[:, None, None], beam=beam, max_len=13, end=EOS, patience=1.0
         )
         for row, (best, *_) in zip(rows, found, strict=True):
             if len(row) == 13 and EOS not in row and best.finished:
