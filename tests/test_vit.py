@@ -316,6 +316,17 @@ def test_vit_gives_every_parameter_a_gradient_and_drops_in_training_alone():
     assert torch.equal(model(images), model(images))
 
 
+@pytest.mark.parametrize("place", ["dropout", "encoder"])
+def test_vit_drops_embeddings_and_what_sublayers_return(place):
+    sizes = {"image_size": 4, "patch_size": 2, "d_model": 6, "n_heads": 2, "d_ff": 5, "n_layers": 1}
+    model = ViT(ViTConfig(**sizes, dropout=0.5))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Dropout) and not name.startswith(place):
+            module.p = 0.0
+    images = torch.randn(2, 3, 4, 4)
+    assert not torch.equal(model(images), model(images))
+
+
 def test_vit_drops_attention_weights_in_training():
     sizes = {"image_size": 4, "patch_size": 2, "d_model": 6, "n_heads": 2, "d_ff": 5, "n_layers": 1}
     model = ViT(ViTConfig(**sizes, attention_dropout=0.5))
