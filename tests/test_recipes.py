@@ -341,8 +341,12 @@ def test_export_refuses_another_tokenizer_or_model(tmp_path):
     trainer.fit()
     with pytest.raises(ValueError, match="must have the model's .* tokens, got 260"):
         export_model(trainer, Tokenizer.bpe(["a"], 260), tmp_path / "export")
+    model = trainer.bare
     trainer.bare = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match="must be one of .*DecoderOnly.*, got Linear"):
+        export_model(trainer, tokenizer, tmp_path / "export")
+    trainer.bare = type("Own", (Transformer,), {})(model.config)  # load_export builds no Own
+    with pytest.raises(ValueError, match="must be one of .*, got Own; save a published"):
         export_model(trainer, tokenizer, tmp_path / "export")
 
 

@@ -244,10 +244,12 @@ def export_model(trainer: Trainer, tokenizer: Tokenizer, folder: str | Path) -> 
     model = trainer.bare
     if trainer.folder is None:
         raise ValueError("export_model: the trainer must have a folder, got None")
-    if not isinstance(model, Transformer | DecoderOnly):
-        kind = type(model).__name__
-        raise ValueError(f"export_model: the model must be one of {tuple(_KINDS)}, got {kind}")
-    kind = next(name for name, cls in _KINDS.items() if isinstance(model, cls))
+    kind = type(model).__name__
+    if type(model) not in _KINDS.values():
+        raise ValueError(
+            f"export_model: the model must be one of {tuple(_KINDS)}, got {kind}; save a published "
+            f"kind of model by its save_pretrained"
+        )
     sizes = model.config.vocab_size, tokenizer.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(
