@@ -36,8 +36,8 @@ class T5Config(TransformerConfig):
     Version 1.1 has activation="geglu_tanh" and tie_embeddings=False.
 
     Args:
-        vocab_size, d_model, n_heads, d_ff, n_encoder_layers, n_decoder_layers, dropout,
-            attention_dropout: as in TransformerConfig.
+        vocab_size, d_model, n_heads, d_ff, n_encoder_layers, n_decoder_layers: as in
+            TransformerConfig, and so are dropout and attention_dropout.
         head_dim: K, which need not be d_model / n_heads.
         max_len: the capacity of a cache; the model itself has no limit.
         activation: "relu", "geglu_tanh" (version 1.1) or "swiglu".
