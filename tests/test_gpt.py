@@ -46,7 +46,8 @@ CASES = {  # what differs from the sizes of `reference`
         {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0},
     ],
     "qwen3": [
-        {"head_dim": 10}, {"head_dim": 2, "num_key_value_heads": 4}, {"attention_bias": True},
+        {"head_dim": 10}, {"head_dim": 4, "num_key_value_heads": 4},
+        {"attention_bias": True, "num_hidden_layers": 2},
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0},
     ],
 }  # fmt: skip
