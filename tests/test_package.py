@@ -202,9 +202,9 @@ def stub():
     return names, listed
 
 
-def test_stub_names_are_about_forty_five_and_those_of_their_modules():
+def test_stub_names_are_about_fifty_and_those_of_their_modules():
     names, _ = stub()
-    assert len(names) <= 48
+    assert len(names) <= 50
     for name, module in names.items():
         loaded = importlib.import_module(f"transformer_lib.{module}")
         assert name in public_names(module)
@@ -282,10 +282,12 @@ def test_lines_of_code_are_counted_without_docstrings_and_comments():
 
 
 # One idea fits 250 lines of code. The conformance kit is one idea with a check for each of many
-# properties; the trainer is one loop, with all that lets it be stopped anywhere.
+# properties; the trainer is one loop, with all that lets it be stopped anywhere; a family maps its
+# settings and names to those of published files, both ways, and hub reads and writes these files.
 LONGER = {
     "testing": 500, "trainer": 550,
     "attention": 265, "checkpoints": 270, "multihead": 255, "models": 300,
+    "bert": 275, "gpt": 301, "hub": 285, "recipes": 255,
 }  # fmt: skip
 
 

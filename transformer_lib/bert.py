@@ -352,7 +352,7 @@ class LabeledBatches(ResumableBatches):
 
 
 class MaskedBatches(LabeledBatches):
-    """Batches of texts with masked tokens; other batches, and so other epochs, get other masks.
+    """Batches of texts with masked tokens; each batch of each epoch gets masks of its own.
 
     Args:
         rows: the ids of each text; specials, up to UNKNOWN, are never chosen.

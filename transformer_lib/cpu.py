@@ -280,7 +280,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def pack_for_decoding(model: _Model) -> _Model:
-    """Copy a model for generating text on a CPU: the same answers, where it can be done, sooner.
+    """Copy a model for generating text on a CPU: the same answers, where possible sooner.
 
     The copy is in evaluation mode, needs no gradient, and takes up to twice the memory: linear
     layers keep a second copy of their weights, in the layout of oneDNN, made when it first pays.
@@ -291,7 +291,7 @@ def pack_for_decoding(model: _Model) -> _Model:
 
 
 def quantize_for_decoding(model: _Model) -> _Model:
-    """As pack_for_decoding, with weights of 8 bits in linear layers: rounded, for large batches."""
+    """As pack_for_decoding, with weights of 8 bits in linear layers; for large batches."""
     return _packed_copy(model, _Int8Linear)
 
 

@@ -47,7 +47,7 @@ class Llama3Scaling:
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e002
 class WindowCache(KVCache):
-    """A KVCache for attention with a window: it drops keys and values that none can see any more.
+    """A KVCache for attention with a window: it drops what no query can see any more.
 
     `length` counts all positions, as positions must; `append` returns those that one of the new
     queries may see. The memory stops growing at 2 * (window - 1 + spare) positions.
@@ -352,7 +352,7 @@ _Mask = Bool[Tensor, "#B 1 1 S"] | Bool[Tensor, "#B S"] | Int[Tensor, "#B S"] | 
 
 
 class GPT(DecoderOnly, PretrainedModel):
-    """GPT-2, Llama, Mistral, Qwen2 or Qwen3: a DecoderOnly that reads and writes their weights.
+    """GPT-2, Llama, Mistral, Qwen2 or Qwen3: a DecoderOnly that reads their weights.
 
     Radford et al. (2019); Touvron et al. (2023); Jiang et al. (2023). It is called as DecoderOnly
     is; its mask of real tokens may also be (B, S), as tokenizers return it.

@@ -241,15 +241,12 @@ def export_model(trainer: Trainer, tokenizer: Tokenizer, folder: str | Path) -> 
     The weights are those of the best validation, or the last if nothing was validated; their
     moving average if there is one. Only an empty folder or an earlier export is replaced.
     """
-    model = trainer.bare
+    model: Any = trainer.bare
     if trainer.folder is None:
         raise ValueError("export_model: the trainer must have a folder, got None")
     kind = type(model).__name__
-    if type(model) not in _KINDS.values():
-        raise ValueError(
-            f"export_model: the model must be one of {tuple(_KINDS)}, got {kind}; save a published "
-            f"kind of model by its save_pretrained"
-        )
+    if _KINDS.get(kind) is not type(model):  # others have a save_pretrained, or none
+        raise ValueError(f"export_model: the model must be one of {tuple(_KINDS)}, got {kind}")
     sizes = model.config.vocab_size, tokenizer.vocab_size
     if sizes[0] != sizes[1]:
         raise ValueError(
