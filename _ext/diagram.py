@@ -31,7 +31,7 @@ class Box:
 
 ATTENTION = ("attention", "one_sentence", "scores", "softmax", "properties", "multihead")
 EVERY = ("hub", "cost", "recipes")
-STACKS = ("models", "layers", *EVERY)
+STACKS = ("layers", "models", *EVERY)
 ENCODER, DECODER = ("bert", "vit", "t5"), ("gpt", "t5", "generation")
 
 

@@ -63,7 +63,7 @@ def softmax_view():
             f'<td class="bars"><span class="bar" style="width:{100 * weight:.2f}%"></span>'
             f'<span class="number">{weight:.2f}</span></td></tr>'
         )
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("key", "score", "mask", "weight"))
+    heads = "".join(f'<th scope="col">{h}</th>' for h in ("key", "score", "visible", "weight"))
     body = slider("temperature", "temperature τ =", -1.5, 1.5, 0.05, 0, "1.00")
     body += f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     text = (
