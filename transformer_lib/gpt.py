@@ -214,7 +214,7 @@ class GPTConfig(TransformerConfig):
 
     @property
     def biases(self) -> tuple[bool, bool, bool]:
-        """Whether these linear layers add a bias: q, k and v; attention's output; feed-forward."""
+        """Three switches for a bias on q, k and v, on the output of attention, on feed-forward."""
         attention = self.bias if self.attention_bias is None else self.attention_bias
         return attention if self.qkv_bias is None else self.qkv_bias, attention, self.bias
 
