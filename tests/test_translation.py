@@ -660,7 +660,8 @@ def test_shipped_weights_are_small_and_are_those_that_were_scored(name):
     assert hashlib.sha256(file.read_bytes()).hexdigest() == found["weights_sha256"]
     translator = Translator.load(name)
     assert found["parameters"] == sum(p.numel() for p in translator.model.parameters())
-    assert found["model"] == dataclasses.asdict(translator.model.config)
+    later = {"norm_eps": None, "head_dim": None}  # options that came after the record
+    assert found["model"] | later == dataclasses.asdict(translator.model.config)
 
 
 @pytest.mark.slow
