@@ -196,6 +196,16 @@ def cases(setting: Setting) -> Iterator[Case]:
             )
         if not dropout:
             found.append(limit(vocab, setting))
+        if not dropout and setting.device == "cpu":  # the suites of a GPU compile on demand
+            found += [
+                competitor(
+                    "plain GPT, compiled", lambda v=vocab: torch.compile(plain(v)), **same
+                ),
+                competitor(
+                    "ours, compiled", lambda make=ours: torch.compile(use_onednn(make())),
+                    role="other", note=quick, loss=in_chunks, **same,
+                ),
+            ]  # fmt: skip
         flops = decoder_only_cost(config(vocab), batch_size=B, length=T).training_flops
         yield Case(
             suite="decoder-only training step", work=B * T, memory=not dropout, flops=flops,
