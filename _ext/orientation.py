@@ -1,13 +1,16 @@
 """Tell readers where they are: a chapter's opening and map, cards of chapters, glossary links.
 
 All of it is taken from the chapters and from _toc.yml. The paragraph in which a chapter says what
-it needs, what readers can do afterwards and how long it takes is moved up, below the title, with
-the map of the Transformer beside it. The directives `transformer-map` and `chapter-cards` draw the
-map and list the chapters of the page that they stand on, or of all parts on the first page.
+it needs and what readers can do afterwards is moved up, below the title, with the map of the
+Transformer beside it and the time that reading takes. The directives `transformer-map` and
+`chapter-cards` draw the map and list the chapters of the page that they stand on, or of all parts
+on the first page.
 """
 
+import json
 import re
 from html import escape
+from pathlib import Path
 
 import diagram
 from docutils import nodes
@@ -15,7 +18,13 @@ from docutils.parsers.rst import Directive
 
 LABELS = ("You need", "Afterwards you can", "Where this is in the Transformer", "Reading time")
 CHAPTER = re.compile(r"chapters/\d+_(?P<part>\w+)/(?P<name>index|\d+_\w+)")
-MINUTES = re.compile(r"about (\d+) minutes")
+# How long reading takes: the rule is in "How this book is built".
+PACE = {"word": 1 / 150, "line": 1 / 15, "equation": 1 / 2}  # minutes
+NOT_READ = {"hide-input", "hide-cell", "remove-cell", "remove-input"}
+OPTIONAL = {"Exercises", "Sources", "For library users"}
+NO_WORDS = re.compile(
+    r"^\([\w-]+\)=$|^[:`]{3,}.*$|^:[\w-]+:.*$|\{[\w:]+\}(?=`)|<[\w-]+>(?=`)|https?://\S+", re.M
+)
 # Words of the glossary that mostly occur in another or in their everyday meaning.
 COMMON = set(
     "attention query key value mask memory label labels split device gpu position bucket hook "
@@ -41,6 +50,32 @@ class CardsDirective(Directive):
 
 
 # One chapter
+
+
+def reading_minutes(cells):
+    """How long it takes to read the text and the code in view, in minutes, to the nearest five."""
+    counts = dict.fromkeys(PACE, 0)
+    is_read = True
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            if heading := re.search(r"^## (.+?)\s*$", text, re.M):
+                is_read = heading[1] not in OPTIONAL
+            text, n_equations = re.subn(r"\$\$.+?\$\$(\s*\([\w-]+\))?", "", text, flags=re.S)
+            text = NO_WORDS.sub("", re.sub(r"\$[^$]+\$", "x", text))
+            found = {"equation": n_equations, "word": len(re.findall(r"\w[\w'’.,-]*", text))}
+        elif NOT_READ & {*cell["metadata"].get("tags", [])}:
+            found = {}
+        else:
+            found = {"line": sum(bool(line.strip()) for line in text.splitlines())}
+        if is_read:
+            counts = {name: counts[name] + found.get(name, 0) for name in counts}
+    total = sum(PACE[name] * count for name, count in counts.items())
+    return max(5, 5 * round(total / 5))
+
+
+def say_minutes(n):
+    return nodes.paragraph("", f"about {n} minutes, without the exercises.")
 
 
 def sentence(children):
@@ -90,10 +125,14 @@ def read_opening(app, doctree):
     else:
         thesis["classes"].append("thesis")
         said, place = thesis.astext(), place + 1
-    minutes = MINUTES.search(texts["Reading time"].astext()) if "Reading time" in texts else None
+    minutes = 0
+    if match["name"] != "index":
+        notebook = json.loads(Path(app.env.doc2path(app.env.docname)).read_text("utf-8"))
+        minutes = reading_minutes(notebook["cells"])
+        texts["Reading time"] = say_minutes(minutes)
     app.env.book_openings[app.env.docname] = {
         "topic": re.sub(r"^\d+_", "", name), "part": match["part"], "said": " ".join(said.split()),
-        "minutes": int(minutes[1]) if minutes else 0, "is_part": match["name"] == "index",
+        "minutes": minutes, "is_part": match["name"] == "index",
     }  # fmt: skip
     if match["name"] == "index" and not texts:
         return
@@ -170,6 +209,11 @@ def draw_cards(app, page):
     env = app.env
     every = dict(parts(env))
     lines = []
+    if page not in every:
+        times = [env.book_openings[p]["minutes"] for chapters in every.values() for p in chapters]
+        hours = f"about {sum(times) / 60:.0f} hours of reading without the exercises"
+        say = f"{len(times)} chapters, {hours}."
+        lines += [f'<p class="cards-sum">{say}</p>']
     for part, chapters in every.items():
         if page in every and page != part:
             continue

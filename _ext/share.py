@@ -126,7 +126,7 @@ body {{ font: 1.1rem/1.6 system-ui, sans-serif; }}
 
 
 def reading_order(app):
-    """The pages in the order of the table of contents."""
+    """The pages in the order of the table of contents, then those that it does not list."""
     includes, order = app.env.toctree_includes, []
 
     def visit(name):
@@ -136,7 +136,7 @@ def reading_order(app):
                 visit(child)
 
     visit(app.config.root_doc)
-    return order
+    return order + sorted(app.env.found_docs - {*order})
 
 
 def overview(order, pages, site):

@@ -17,11 +17,12 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from notebooks import contents, topic
+from notebooks import contents, modules, topic
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_ext"))
 import finish  # noqa: E402
+import orientation  # noqa: E402
 import share  # noqa: E402
 import slim  # noqa: E402
 
@@ -31,7 +32,8 @@ REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["ur
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 CONTENTS = [TOC["root"], *contents()]
 CHAPTERS = [page for page in CONTENTS if (ROOT / f"{page}.ipynb").exists()]
-GENERATED = ["genindex", "search", "py-modindex"]
+API = [f"chapters/appendix/api/{module}" for module in sorted(modules())]
+GENERATED = ["genindex", "search", "py-modindex", *API]
 # The MathJax files name hosts for what they never do here (Internet Explorer; a speech file that
 # is served beside them).
 VENDORED = ("_static/mathjax/",)
@@ -494,11 +496,57 @@ def test_slim_style_sheets_keep_what_is_used():
 
 
 def test_reference_leads_to_the_cells_that_define_the_library():
-    api = next(page for page in CONTENTS if topic(page) == "api")
-    links = {a["href"] for a in article(api).select("a.defined")}
+    links = {a["href"] for page in API for a in article(page).select("a.defined")}
     assert len(links) > 80  # that their anchors exist is a test of all links
     text = "\n".join(html(page) for page in CHAPTERS)
     assert all(f'id="{link.partition("#")[2]}"' in text for link in links)
+
+
+OVERVIEW = next(page for page in CONTENTS if topic(page) == "api")
+
+
+@pytest.mark.parametrize("page", API)
+def test_modules_have_a_light_page_that_names_its_chapter(page):
+    module = topic(page)
+    assert article(page).h1.get_text().strip("#") == f"transformer_lib.{module}"
+    chapter = next(other for other in CHAPTERS if topic(other) == module)
+    place = article(page).select_one(".api-place")
+    links = [address(page, a["href"]) for a in place.find_all("a")]
+    assert links[:2] == [OVERVIEW, chapter]
+    assert weight(page) < 400_000
+
+
+def test_overview_of_the_reference_leads_to_every_module_and_keeps_old_anchors():
+    rows = article(OVERVIEW).select("ul.modules > li")
+    assert {address(OVERVIEW, row.a["href"]) for row in rows} == set(API)
+    assert {row["id"] for row in rows} == {f"module-transformer_lib.{topic(page)}" for page in API}
+    for page in API:
+        names = [dt["id"] for dt in article(page).select("dl.py > dt[id]")]
+        names = [name for name in names if name.count(".") == 2]
+        there = anchors(SITE / f"{OVERVIEW}.html")
+        assert names and set(names) <= there
+    assert "location.replace(`api/" in html(OVERVIEW)
+
+
+# The glossary
+
+
+def test_glossary_is_divided_by_letters():
+    glossary = next(page for page in CONTENTS if topic(page) == "glossary")
+    nav = article(glossary).select_one("nav.letters")
+    assert len(nav.find_all(["a", "span"])) == 27
+    lists = article(glossary).select("dl.glossary")
+    titles = [entry.find_previous_sibling("h2") for entry in lists]
+    assert [f"#{title['id']}" for title in titles] == [a["href"] for a in nav.find_all("a")]
+    for title, entries in zip(titles, lists, strict=True):
+        first = [dt for dt in entries.find_all("dt") if not dt.find_previous_sibling() or
+                 dt.find_previous_sibling().name == "dd"]  # fmt: skip
+        letters = {dt.get_text()[0].upper() for dt in first}
+        assert letters == {title.get_text()} or title.get_text() == "0–9"
+    # the box that filters is made by the script, and only on this page
+    assert not article(glossary).select("input")
+    scripts = [page for page in CONTENTS if "_static/glossary.js" in html(page)]
+    assert scripts == [glossary] and (SITE / "_static" / "glossary.js").is_file()
 
 
 # Addresses
@@ -612,7 +660,7 @@ def test_pages_in_a_browser(part):
 
 NUMBERED = [page for page in CONTENTS if NUMBER.match(page)]
 PARTS = [page for page in CONTENTS if re.fullmatch(r"chapters/\d_\w+/index", page)]
-LABELS = ("You need", "Afterwards you can", "Reading time")
+LABELS = ("You need", "Afterwards you can")
 
 
 def address(page, href):
@@ -628,6 +676,37 @@ def said_in(page):
     )
 
 
+def minutes_of(page):
+    return orientation.reading_minutes(json.loads((ROOT / f"{page}.ipynb").read_text())["cells"])
+
+
+def test_reading_takes_time_for_words_code_in_view_and_equations():
+    def minutes(*cells):
+        return orientation.reading_minutes(
+            [{"cell_type": kind, "source": text, "metadata": meta} for kind, text, meta in cells]
+        )
+
+    text = ("markdown", "word " * 1500, {})
+    assert minutes() == 5 and minutes(text) == 10
+    code = "a = 1\n\n" * 150
+    assert minutes(text, ("code", code, {})) == 20
+    assert minutes(text, ("code", code, {"tags": ["hide-input"]})) == 10
+    assert minutes(text, ("markdown", "(x)=\n$$\na b c\n$$ (eq-a)\n" * 20, {})) == 20
+    exercise = ("markdown", "## Exercises\n" + "word " * 1500, {})
+    assert minutes(exercise, text) == 5
+    assert minutes(exercise, text, ("markdown", "## Summary\n" + "word " * 1500, {})) == 10
+
+
+@pytest.mark.parametrize("page", NUMBERED)
+def test_chapters_need_earlier_chapters_only(page):
+    (opening,) = re.findall(r"\*\*You need\*\*(.*?)\*\*Afterwards you can\*\*", said_in(page), re.S)
+    needed = re.findall(r"\{ref\}`(?:[^`<]*<)?ch-([\w-]+)>?`", opening)
+    topics = [topic(p) for p in NUMBERED]
+    later = topics[topics.index(topic(page)) :]
+    allowed = {"translation"} if topic(page) == "bleu" else set()  # where its examples come from
+    assert {*needed} & {*later} <= allowed
+
+
 @pytest.mark.parametrize("page", NUMBERED)
 def test_openings_stand_below_the_title_with_the_words_of_the_chapter(page):
     text = said_in(page)
@@ -637,11 +716,10 @@ def test_openings_stand_below_the_title_with_the_words_of_the_chapter(page):
     )
     assert box.find_previous_sibling().name in ("blockquote", "h1")
     labels = [strong.get_text().strip(": ") for strong in box.select("p > strong:first-child")]
-    assert labels == [label for label in LABELS if f"**{label}" in text]
+    assert labels == [label for label in LABELS if f"**{label}" in text] + ["Reading time"]
     left = [s for s in article(page).find_all("strong") if s.get_text().strip(": ") in LABELS]
     assert len(left) == len(labels)
-    if minutes := re.search(r"about (\d+) minutes", text):
-        assert f"about {minutes[1]} minutes" in box.get_text()
+    assert f"about {minutes_of(page)} minutes, without" in box.get_text()
     small = box.select_one("a.place")
     assert address(page, small["href"]) == "index" and small["aria-label"]
     assert 0 < len(small.select("rect.lit")) < len(small.select("rect"))
@@ -663,8 +741,11 @@ def test_cards_list_the_chapters_in_order_with_number_title_thesis_and_minutes(p
         text = said_in(chapter)
         thesis = " ".join(re.search(r"^((?:> .*\n?)+)", text, re.M)[1].replace("> ", " ").split())
         assert card.p.get_text().replace("’", "'")[:12] == thesis[:12]
-        minutes = re.search(r"about (\d+) minutes", text)
-        assert card.select_one(".minutes").get_text() == (f"{minutes[1]} min" if minutes else "")
+        assert card.select_one(".minutes").get_text() == f"{minutes_of(chapter)} min"
+    if page == "index":
+        hours = sum(map(minutes_of, NUMBERED)) / 60
+        said = article(page).select_one(".cards-sum").get_text()
+        assert said.startswith(f"{len(NUMBERED)} chapters, about {hours:.0f} hours")
 
 
 @pytest.mark.parametrize("page", ["index", *PARTS])
