@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import matplotlib
 
@@ -9,8 +10,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
@@ -32,7 +35,11 @@ QUERIES, KEYS = list("abcde"), list("tuvwxyz")
 
 @pytest.fixture(autouse=True)
 def fresh_figures():
-    with matplotlib.rc_context():
+    with (
+        matplotlib.rc_context(),
+        np.printoptions(),
+        pd.option_context("display.precision", 6),
+    ):
         yield
     plt.close("all")
 
@@ -360,6 +367,30 @@ def test_book_style_is_opaque_legible_and_idempotent():
     assert min(sizes) >= 10 and figure.get_figwidth() <= 6.4
     lines = [ax.plot([0, 1], [i, i])[0] for i in range(6)]
     assert len({str(line._dash_pattern) for line in lines}) == 6
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.1234567, "0.1235"), (-2 / 3, "-0.6667"), (1.0000000475, "1.0"),
+        (709.8000000000001, "709.8"),
+        (1410.38241, "1410.4"), (2.2250738585e-308, "2.225e-308"), (3.4028234e38, "3.403e+38"),
+        (123456.789, "123456.8"), (1 / 1024**2, "9.537e-07"),
+        # six digits or less were chosen by the author
+        (1.0977, "1.0977"), (0.693147, "0.693147"), (1e6, "1000000.0"), (0.0, "0.0"),
+        (-1e-16, "-1e-16"),
+        (float("nan"), "nan"), (float("-inf"), "-inf"),
+    ],
+)  # fmt: skip
+def test_book_style_shows_short_floats(value, text, monkeypatch):
+    formatter = DisplayFormatter()
+    shell = SimpleNamespace(display_formatter=formatter)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    use_book_style()
+    shown = formatter.format({"a": [value], "b": np.float64(value)})[0]["text/plain"]
+    assert shown == f"{{'a': [{text}], 'b': {text}}}"
+    assert str(np.array([1 / 3])) == "[0.3333]"
+    assert pd.Series([1 / 3]).to_string().split() == ["0", "0.3333"]
 
 
 def test_book_style_keeps_figures_narrow_enough_for_a_phone():

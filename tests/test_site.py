@@ -287,6 +287,49 @@ def test_chapters_write_no_warning_to_stderr(page):
     assert said == []
 
 
+# Cells that may show more than six significant digits, and why.
+LONG_NUMBERS = {
+    "1c82afa5": "how numbers are stored in 16 bits is the point",
+    "541e7701": "a message with the smallest and the largest float32",
+}
+DECIMAL = re.compile(r"(?<![\w.])\d+\.\d+(?:e[-+]?\d+)?(?![\w.]\w)")
+
+
+def long_numbers(text):
+    """The decimal numbers with more than six significant digits."""
+    for number in DECIMAL.findall(text):
+        mantissa = number.partition("e")[0]
+        if mantissa.endswith(".0"):
+            mantissa = mantissa.removesuffix(".0").rstrip("0")
+        if len(mantissa.replace(".", "").lstrip("0")) > 6:
+            yield number
+
+
+def shown_text(output):
+    data = output.get("data", {})
+    found = "".join(output.get("text", data.get("text/html", data.get("text/plain", ""))))
+    return "" if "'number_translator'" in found else re.sub(r"<[^>]*>", " ", found)
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_outputs_show_no_more_than_six_digits(page):
+    notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
+    found = {
+        cell["id"]: numbers
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code" and "remove-cell" not in cell["metadata"].get("tags", [])
+        if (numbers := [n for o in cell["outputs"] for n in long_numbers(shown_text(o))])
+    }
+    assert {name: numbers for name, numbers in found.items() if name not in LONG_NUMBERS} == {}
+
+
+def test_long_numbers_are_found():
+    text = "0.123456 1234.5 1000000.0 v1.2345678 0.000000012 2.13.1234567 3.4e-12"
+    assert list(long_numbers(text)) == []
+    text = "(0.1234567, -1.000000e-06) 1234.567"
+    assert list(long_numbers(text)) == ["0.1234567", "1.000000e-06", "1234.567"]
+
+
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_cells_were_executed_in_order(page):
     notebook = json.loads((EXECUTED / f"{page}.ipynb").read_text())
