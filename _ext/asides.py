@@ -11,7 +11,7 @@ MARK = "Aside."
 
 def mark_asides(app, doctree):
     for paragraph in list(doctree.findall(nodes.paragraph)):
-        first = paragraph[0] if paragraph.children else None
+        first = next((child for child in paragraph.children if child.astext()), None)
         if isinstance(first, nodes.strong) and first.astext() == MARK:
             box = nodes.container(classes=["aside", "margin"])
             paragraph.replace_self(box)

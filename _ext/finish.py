@@ -138,6 +138,7 @@ def frame(page):
         lambda m: m[1] + m[2].replace(".", ".<wbr>"),
         page,
     )
+    page = page.replace("<h1>transformer_lib.", "<h1>transformer_lib.<wbr>")
     if (start := page.find('<div id="jb-print-docs-body"')) >= 0:  # the contents a second time
         page = page[:start] + page[end_of(page, start) :].lstrip()
     return page.replace(' role="list" class="citation-list"', ' class="citation-list"')

@@ -8,6 +8,7 @@ __all__ = ['COLORS', 'use_book_style', 'matrix_plot', 'attention_heatmap', 'head
            'results_folder']
 
 # %% ../chapters/appendix/c_plots.ipynb #e08bb3cf
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,34 @@ _FORBIDDEN, _HATCHING = "#D9D9D9", "#8C8C8C"
 _MISFIT = "weights have {} queries and {} keys, but there are {} query labels and {} key labels"
 
 # %% ../chapters/appendix/c_plots.ipynb #c35dc7cc
+def _in_short(value: float) -> str:
+    """A float as Python writes it; if that takes more than six digits, with four of them."""
+    full, size = repr(float(value)), abs(value)
+    digits = full.partition("e")[0].replace(".", "").lstrip("-0").rstrip("0")
+    if len(digits) <= 6 or not np.isfinite(value):
+        return full
+    text = f"{value:.1f}" if 1000 <= size < 1e6 else f"{value:.4g}"
+    return text if "." in text or "e" in text else f"{text}.0"
+
+
+def _shorten_numbers() -> None:
+    """Show short numbers below cells; without a notebook there is nothing to do."""
+    np.set_printoptions(precision=4)
+    pd.set_option("display.precision", 4)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        plain = shell.display_formatter.formatters["text/plain"]
+        for kind in (float, np.float64):
+            plain.for_type(kind, lambda value, printer, _: printer.text(_in_short(value)))
+
+
 def use_book_style() -> None:
     """Set the book's look for every later figure: the one function here that touches globals.
 
     Opaque white ground, letters of ten points and more on figures 5.6 inches wide, and curves
-    that differ by line style as well as by color.
+    that differ by line style as well as by color. Numbers that a cell shows are short.
     """
+    _shorten_numbers()
     lines = [(0, dash) if dash else "-" for dash in _DASHES]
     cycle = plt.cycler(color=_CURVES) + plt.cycler(linestyle=lines)
     rc: dict[str, Any] = {"axes.prop_cycle": cycle}
