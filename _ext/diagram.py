@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 634
+LOW = 27  # of a box: 24 pixels on a phone, which a finger can hit
 QUERY, KEY, VALUE = "#0072B2", "#D55E00", "#009E73"  # as in transformer_lib.plots
 
 
@@ -40,7 +41,7 @@ def column(x, label, families, rows):
     y, norms = 158, (*STACKS, *families)
     for name, text, topics in rows:
         yield name, Box(x, y, 146, 30, text, topics)
-        yield f"{name}-norm", Box(x, y + 40, 146, 22, "add & norm", norms)
+        yield f"{name}-norm", Box(x, y + 39, 146, LOW, "add & norm", norms)
         y += 82
     yield label, Box(x - 20, 134, 174, y - 142, f"{label} × N", STACKS, "frame")
 
@@ -75,22 +76,22 @@ BOXES = {
         230, 494, 146, 28, "choose a token",
         ("generation", "sampling", "speculative", "beam_search", "translation"),
     ),
-    "text": Box(230, 532, 146, 24, "measure the text", ("bleu", "translation")),
+    "text": Box(230, 532, 146, LOW, "measure the text", ("bleu", "translation")),
     "head": Box(14, 352, 174, 204, "inside one attention", ("attention", "one_sentence"), "frame"),
-    "query": Box(24, 376, 48, 24, "query", ("scores", "one_sentence"), color=QUERY),
-    "key": Box(77, 376, 48, 24, "key", ("scores", "one_sentence"), color=KEY),
-    "value": Box(130, 376, 48, 24, "value", ("attention", "one_sentence"), color=VALUE),
-    "scores": Box(24, 414, 101, 24, "scores", ("scores", "positions", "extrapolation")),
-    "softmax": Box(24, 450, 101, 24, "softmax, mask", ("softmax", "properties")),
-    "average": Box(24, 486, 154, 24, "weighted average", ("attention",)),
-    "join": Box(24, 522, 154, 24, "join the heads", ("multihead",)),
+    "query": Box(24, 376, 48, LOW, "query", ("scores", "one_sentence"), color=QUERY),
+    "key": Box(77, 376, 48, LOW, "key", ("scores", "one_sentence"), color=KEY),
+    "value": Box(130, 376, 48, LOW, "value", ("attention", "one_sentence"), color=VALUE),
+    "scores": Box(24, 414, 101, LOW, "scores", ("scores", "positions", "extrapolation")),
+    "softmax": Box(24, 450, 101, LOW, "softmax, mask", ("softmax", "properties")),
+    "average": Box(24, 486, 154, LOW, "weighted average", ("attention",)),
+    "join": Box(24, 522, 154, LOW, "join the heads", ("multihead",)),
     "training": Box(
         14, 568, 370, 60, "training loop", ("gpu", "trainer", "recipes"), "frame"
     ),
-    "batches": Box(24, 592, 80, 26, "batches", ("batches", "tokenizer")),
-    "loss": Box(118, 592, 66, 26, "loss", ("losses",)),
-    "optimizer": Box(198, 592, 80, 26, "optimizer", ("optimization",)),
-    "devices": Box(292, 592, 82, 26, "devices", ("devices", "distributed", "gpu")),
+    "batches": Box(24, 592, 80, LOW, "batches", ("batches", "tokenizer")),
+    "loss": Box(118, 592, 66, LOW, "loss", ("losses",)),
+    "optimizer": Box(198, 592, 80, LOW, "optimizer", ("optimization",)),
+    "devices": Box(292, 592, 82, LOW, "devices", ("devices", "distributed", "gpu")),
 }  # fmt: skip
 MODEL = {
     name for name, box in BOXES.items() if 50 <= box.y < 450 and name not in ("head", "softmax")
@@ -108,15 +109,15 @@ DESCRIPTION = (
 )
 X = 107, 303  # the middles of the two stacks
 ARROWS = [  # each a path; the last point gets the head
-    *(f"M{x} {a}V{b}" for x in X for a, b in ((36, 50), (78, 92), (120, 158), (188, 198))),
-    *(f"M{x} {a}V{b}" for x in X for a, b in ((220, 240), (270, 280))),
-    *(f"M303 {a}V{b}" for a, b in ((302, 322), (352, 362), (384, 410), (438, 452), (480, 494))),
-    *(f"M{x} {y}H{x - 85}V{y + 57}H{x - 73}" for x in X for y in (152, 234)),  # residuals
-    "M303 316H218V373H230",
-    "M107 302V330H199V255H230",  # the encoder's output, to cross-attention
+    *(f"M{x} {a}V{b}" for x in X for a, b in ((36, 50), (78, 92), (120, 158), (188, 197))),
+    *(f"M{x} {a}V{b}" for x in X for a, b in ((224, 240), (270, 279))),
+    *(f"M303 {a}V{b}" for a, b in ((306, 322), (352, 361), (388, 410), (438, 452), (480, 494))),
+    *(f"M{x} {y}H{x - 85}V{y + 58}H{x - 73}" for x in X for y in (152, 234)),  # residuals
+    "M303 316H218V374H230",
+    "M107 306V330H199V255H230",  # the encoder's output, to cross-attention
     "M376 508H393V22H384",  # generation
-    "M48 400V414", "M101 400V414", "M74 438V450", "M74 474V486", "M154 400V486", "M101 510V522",
-    "M104 605H118", "M184 605H198",
+    "M48 403V414", "M101 403V414", "M74 441V450", "M74 477V486", "M154 403V486", "M101 513V522",
+    "M104 606H118", "M184 606H198",
 ]  # fmt: skip
 
 

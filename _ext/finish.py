@@ -152,7 +152,10 @@ def code(page, plain):
     for classes in ("pre", "|".join(plain)):  # the first may stand inside the second
         page = re.sub(rf'<span class="(?:{classes})">([^<]*)</span>', r"\1", page)
     page = page.replace('<span class="o">.</span>', ".").replace("</em><em>", "")
-    return re.sub(r"<pre><span></span>", "<pre>", page)
+    page = re.sub(r"<pre><span></span>", "<pre>", page)
+    # An output of one line is a sentence or a value, and wraps; the columns of others stay in line.
+    one_line = r'(<div class="output text_plain)([^>]*><div class="highlight"><pre>[^\n]*\n?</pre>)'
+    return re.sub(one_line, r"\1 one-line\2", page)
 
 
 def plain_classes(sheet):
@@ -212,7 +215,9 @@ def table(match):
         column = [row[-from_right] for row in body if len(row) >= from_right]
         texts = [text_of(text) for tag, _, text in column if tag == "d"]
         filled = [t for t in texts if t not in ("", "–", "—", "never", "no", "none")]
-        if filled and sum(bool(NUMBER.fullmatch(t)) for t in filled) * 2 > len(filled):
+        numbers = sum(bool(NUMBER.fullmatch(t)) for t in filled)
+        words = any(len(t) > 24 and not NUMBER.fullmatch(t) for t in filled)
+        if numbers * 2 > len(filled) and not words:
             numeric.add(from_right)
 
     def write(row, head):
@@ -227,6 +232,8 @@ def table(match):
             if not spans and len(row) - i in numeric and (tag == "d" or head):
                 long = " long" if len(text_of(text)) > 12 else ""
                 attributes += f' class="num{long}"'
+            elif tag == "d" and len(text_of(text)) > 40:
+                attributes += ' class="words"'
             yield f"<t{tag}{attributes}>{text.strip()}</t{tag}>"
 
     lines = ["".join(write(row, True)) for row in top], ["".join(write(row, False)) for row in body]
@@ -365,7 +372,7 @@ def sources(page, name, places, pages):
 
 
 def without_placeholder(app, config):
-    """No button leads to a repository without an address; with one, the site has its own."""
+    """No button and no text leads to a repository without an address; with one, all do."""
     options = config.html_theme_options
     address = options.get("repository_url", "")
     if address.startswith(PLACEHOLDER):
@@ -373,8 +380,9 @@ def without_placeholder(app, config):
             options[f"use_{name}_button"] = False
         options["repository_url"] = ""
         options["launch_buttons"] = {}
-    elif address and not config.html_baseurl:
-        config.html_baseurl = share.address_of_pages(address)
+    elif address:
+        app.tags.add("address")  # for text that stands in `{only} address`
+        config.html_baseurl = config.html_baseurl or share.address_of_pages(address)
 
 
 def notebooks_without_placeholder(folder):

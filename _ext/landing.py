@@ -96,9 +96,13 @@ def draw_translations(model, sentences):
             f"<strong>{escape(translation)}</strong></p>{picture}</div>"
         )
     legend = "Choose a German sentence"
+    how = (
+        "Tap an English word, point at it, or reach it with the Tab key: its lines and numbers "
+        "show how much the model attended to each German word when it wrote this word."
+    )
     return (
         f'<div class="translations"><fieldset><legend>{legend}</legend>{"".join(choices)}'
-        f'</fieldset><div class="shown">{"".join(shown)}</div></div>'
+        f'</fieldset><div class="shown">{"".join(shown)}</div><p class="how">{how}</p></div>'
     )
 
 

@@ -13,7 +13,39 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   window.addEventListener("hashchange", open);
   open();
+  // Equations that are wider than their column are set smaller, to 13 pixels at least, as soon as they are set at all.
+  const ready = window.MathJax?.startup?.promise ?? Promise.resolve();
+  ready.then(fit);
+  document.addEventListener("toggle", fit, true); // what was folded had no width
+  let width = innerWidth;
+  window.addEventListener("resize", () => {
+    if (innerWidth !== width) requestAnimationFrame(fit);
+    width = innerWidth;
+  });
 });
+
+const SMALLEST = 13;
+function fit() {
+  const all = (selector) => [...document.querySelectorAll(`article ${selector}`)].filter((box) => box.clientWidth);
+  const equations = all('mjx-container[display="true"]');
+  equations.forEach((one) => {
+    one.dataset.size ??= one.style.fontSize;
+    one.style.fontSize = one.dataset.size;
+  });
+  const sizes = equations.map((one) => (parseFloat(getComputedStyle(one).fontSize) * 0.98 * one.clientWidth) / one.scrollWidth);
+  const wide = equations.map((one) => one.scrollWidth > one.clientWidth + 1);
+  equations.forEach((one, i) => wide[i] && (one.style.fontSize = `${Math.max(SMALLEST, sizes[i])}px`));
+  // What is still wider than its box gets a mark; of a table, the first column stays in sight if it leaves room for others.
+  const boxes = [...equations, ...all("span.math"), ...all(".output.text_html"), ...all(".pst-scrollable-table-container")];
+  const found = boxes.map((box) => {
+    const first = box.querySelector("table:not(:has([rowspan], [colspan])) tbody tr > :first-child");
+    return [box.scrollWidth > box.clientWidth + 1, first?.offsetWidth < 0.4 * box.clientWidth];
+  });
+  found.forEach(([scrolls, narrow], i) => {
+    boxes[i].classList.toggle("scrolls", scrolls);
+    boxes[i].classList.toggle("pinned", scrolls && narrow);
+  });
+}
 
 // Paper shows what is folded on the screen, but not how figures are drawn.
 const FOLDS = "article details:not([open]):not(.cell.tag_hide-input:not(.tag_exported) > details)";

@@ -88,6 +88,26 @@ const cut = (page) => page.$$eval(SCROLLERS, (boxes) => boxes
   .map((box) => [`${box.scrollWidth} in ${box.clientWidth} px: ${box.className || box.tagName} ${box.textContent.trim().slice(0, 50).replaceAll(/\s+/g, ' ')}`,
     [box, box.parentElement].some((one) => getComputedStyle(one).backgroundAttachment.includes('local'))]));
 
+// On a phone: what a finger must hit has at least 24 × 24 pixels (WCAG 2.2, 2.5.8), and an equation
+// keeps its whole line, its number below it, in letters of at least 13 pixels.
+const check_phone = async (page, name) => {
+  const small = await page.evaluate(() => {
+    const visible = (one) => one.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+    const controls = [...document.querySelectorAll('article :is(input, select, button, summary, .map-frame a, a.place, .written .hit), .bd-header-article button')].filter(visible);
+    return controls.map((one) => [one, one.closest('label') ?? one]).map(([one, target]) => [one, target.getBoundingClientRect()])
+      .filter(([, box]) => Math.min(box.width, box.height) < 23.9)
+      .map(([one, box]) => `${one.getAttribute('aria-label') ?? one.name ?? one.className}, ${box.width.toFixed(1)} by ${box.height.toFixed(1)}`);
+  });
+  for (const what of new Set(small)) fail('target', name, what);
+  const narrow = await page.$$eval('article div.math', (all) => all.filter((one) => one.clientWidth).map((one) => {
+    const set = one.querySelector('mjx-container'), number = one.querySelector('.eqno');
+    const place = set.getBoundingClientRect(), size = parseFloat(getComputedStyle(set).fontSize);
+    const beside = number && number.getBoundingClientRect().top < place.bottom - 2;
+    return beside || size < 13 || place.width < 0.9 * one.clientWidth ? `${one.id || set.textContent.slice(0, 30)}: ${size} px, ${Math.round(place.width)} of ${one.clientWidth} px` : '';
+  }).filter(Boolean));
+  for (const what of narrow) fail('equation', name, what);
+};
+
 const check_keyboard = async (page, name) => {
   const button = page.locator('.theme-switch-button').first();
   if (await button.count()) {
@@ -156,6 +176,7 @@ for (const name of pages) {
   const [width, room] = await page.evaluate(() => [document.scrollingElement.scrollWidth, document.scrollingElement.clientWidth]);
   if (width > room) fail('sideways', name, `${width} px on a screen of ${room}`);
   for (const [what, shows] of await cut(page)) if (!shows) fail('sideways', name, `nothing shows that this scrolls: ${what}`);
+  await check_phone(page, name);
 
   await page.setViewportSize(WIDE);
   await check_keyboard(page, name);

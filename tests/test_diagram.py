@@ -38,6 +38,24 @@ def test_map_leads_from_each_box_to_a_chapter_of_the_book():
     assert [name for name, box in diagram.BOXES.items() if not topics & set(box.topics)] == []
 
 
+def test_map_leads_from_norms_and_stacks_to_the_chapter_on_layers():
+    boxes = [diagram.BOXES[name] for name in ("encoder", "decoder")]
+    boxes += [box for box in diagram.BOXES.values() if box.text == "add & norm"]
+    assert len(boxes) == 2 + 5 and {box.topics[0] for box in boxes} == {"layers"}
+
+
+def test_map_arrows_end_at_boxes():
+    edges = {y for box in diagram.BOXES.values() for y in (box.y, box.y + box.height)}
+    straight = (re.fullmatch(r"M\d+ (\d+)V(\d+)", path) for path in diagram.ARROWS)
+    ends = [float(y) for match in straight if match for y in match.groups()]
+    assert len(ends) > 30 and set(ends) - edges == set()
+
+
+def test_map_boxes_are_large_enough_for_a_finger():
+    scale = 358 / diagram.WIDTH  # on a screen of 390 pixels
+    assert min(scale * min(box.width, box.height) for box in diagram.BOXES.values()) >= 24
+
+
 @pytest.mark.parametrize("small", [False, True])
 def test_map_is_well_formed_and_light(small):
     text = diagram.draw({"self"}, small=small)

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -519,6 +520,23 @@ def test_asides_stand_beside_the_text(page):
     assert len(said) <= 3
 
 
+def test_a_column_with_long_words_is_no_column_of_numbers():
+    words = PANDAS.replace("nan", "AMD EPYC with 2 CPU cores, x86").replace("0.50", "2.13.0")
+    table = BeautifulSoup(finish.tables(words), "html.parser").table
+    assert not table.select(".num")
+
+
+def test_outputs_of_one_line_wrap():
+    def output(text):
+        start = '<div class="output text_plain highlight-myst-ansi notranslate">'
+        return f'{start}<div class="highlight"><pre><span></span>{text}\n</pre></div></div>'
+
+    page = BeautifulSoup(
+        finish.code(output("one line") + output("two\nlines"), ["x"]), "html.parser"
+    )
+    assert [one.get_text().strip() for one in page.select(".one-line")] == ["one line"]
+
+
 def test_symbols_in_headings_are_text():
     def heading(tex):
         cell = rf'<th class="head"><p><span class="math">\({tex}\)</span></p></th>'
@@ -624,6 +642,24 @@ def test_site_has_an_overview_and_a_page_for_lost_readers():
     assert (SITE / "sitemap.xml").is_file() == HAS_ADDRESS
 
 
+def test_text_names_the_repository_only_where_it_has_an_address():
+    text = article("index").get_text()
+    assert ("The rocket at the top" in text) == ("git clone" in text) == HAS_ADDRESS
+    assert ("names no public repository" in text) == (not HAS_ADDRESS)
+    assert "OWNER" not in text
+
+
+@pytest.mark.parametrize("tags", [set(), {"address"}])
+def test_text_of_the_first_page_fits_both_states(tags):
+    blocks = re.findall(
+        r"^:::\{only\} (.*)\n((?:.*\n)*?):::$", (ROOT / "index.md").read_text(), re.M
+    )
+    assert {rule for rule, _ in blocks} == {"address", "not address"}
+    shown = "".join(text for rule, text in blocks if (rule == "address") == ("address" in tags))
+    assert ("rocket" in shown) == ("git clone https://github.com/" in shown) == bool(tags)
+    assert shown.count("pip install") == 1
+
+
 class Config(dict):
     __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__
 
@@ -641,13 +677,16 @@ def test_buttons_and_addresses_follow_the_repository(repository, address):
         options = {"repository_url": url, "launch_buttons": {"colab_url": "x"}}
         options |= {f"use_{name}_button": True for name in names}
         config = Config(html_theme_options=options, html_baseurl="")
-        finish.without_placeholder(None, config)
+        config["app"] = SimpleNamespace(tags=set())
+        finish.without_placeholder(config.app, config)
         return config
 
     without = settings(f"{finish.PLACEHOLDER}executable-transformer")
     assert not any(without.html_theme_options.values()) and not without.html_baseurl
+    assert without.app.tags == set()
     with_one = settings(repository)
     assert all(with_one.html_theme_options.values()) and with_one.html_baseurl == address
+    assert with_one.app.tags == {"address"}
 
 
 def test_an_address_is_written_into_every_page(tmp_path):
