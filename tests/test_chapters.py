@@ -201,6 +201,10 @@ def the_install_cell_is_there_iff_needed(nb):
         yield "the install cell comes before all other code"
 
 
+LIGHTNESS = re.compile(r"\b(dark|light|pale|bright|faint)(er|est)?\b|\b(black|white)\b", re.I)
+QUOTED = re.compile(r"\*[^*]*\*|`[^`]*`")
+
+
 @rule
 def every_plot_is_a_figure(nb):
     for c in nb.code:
@@ -216,6 +220,8 @@ def every_plot_is_a_figure(nb):
                 yield f"{name}: caption and alt text say different things"
             if "hide-input" not in c.tags:
                 yield f"{name}: figure code is folded, tag hide-input"
+            if word := LIGHTNESS.search(QUOTED.sub("", caption)):
+                yield f"{name}: dark pages turn lightness around, so no caption says {word[0]}"
             continue
         calls = [dotted(n.func) for n in running(c.tree) if isinstance(n, ast.Call)]
         draws = [f for f in calls if DRAWS.match(f) or f in PLOTTERS]
@@ -472,6 +478,7 @@ FIGURE = {
     "figure": {"name": "fig-toy-line", "caption": "The line goes up."},
     "image": {"alt": "A line from one to two."},
 }
+DARK = FIGURE["figure"] | {"caption": "The darker a cell, the larger the loss."}
 GOOD = [
     markdown("(ch-toy)="),
     markdown("# Toy\n> A thesis about toys."),
@@ -574,6 +581,10 @@ BROKEN = [
         lambda: toy(put(8, code("ax;", "hide-input", mystnb={"figure": FIGURE["figure"]}))),
     ),
     ("every_plot_is_a_figure", lambda: toy(edit(8, metadata={"mystnb": FIGURE}))),
+    (
+        "every_plot_is_a_figure",
+        lambda: toy(put(8, code("ax;", "hide-input", mystnb=FIGURE | {"figure": DARK}))),
+    ),
     (
         "every_number_drawn_is_seeded",
         lambda: toy(
