@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .scores import scaled_dot_score
-from .shapes import COUNT, MASK, RATE, SIZE, require, require_shapes
+from .shapes import COUNT, MASK, RATE, SIZE, autocast_dtype, require, require_shapes
 from .softmax import masked_softmax
 
 # %% ../chapters/1_attention/4_attention.ipynb #6819ce84
@@ -77,15 +77,9 @@ def _visible(mask: Tensor | None, causal: bool, query: Tensor, n_keys: int) -> T
     return earlier if mask is None else mask & earlier
 
 
-def _autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the dtype to which autocast casts on this device, None where it is off."""
-    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.get_autocast_dtype(device.type) if on else None
-
-
 def _as_autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
     """Cast as autocast does for torch's own attention function: all but float64, to one dtype."""
-    dtype = _autocast_dtype(inputs[0].device)
+    dtype = autocast_dtype(inputs[0].device)
     if dtype is None:
         return inputs
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in inputs)
@@ -93,7 +87,7 @@ def _as_autocast(*inputs: Tensor) -> tuple[Tensor, ...]:
 
 def _full_range(device: torch.device) -> AbstractContextManager[Any]:
     """Keep autocast from computing scores in float16, which ends at 65,504."""
-    narrow = _autocast_dtype(device) == torch.float16
+    narrow = autocast_dtype(device) == torch.float16
     return torch.autocast(device.type, enabled=False) if narrow else nullcontext()
 
 # %% ../chapters/1_attention/4_attention.ipynb #b9836c47

@@ -25,7 +25,7 @@ from transformer_lib.layers import (
     torch_options,
 )
 from .multihead import KVCache, MultiHeadAttention, require_heads
-from .shapes import RATE, SIZE, require, require_shapes
+from .shapes import EVEN, RATE, SIZE, require, require_shapes
 
 # %% ../chapters/2_transformer/2_models.ipynb #28318170
 _Mask = Bool[Tensor, "..."] | None
@@ -87,7 +87,7 @@ class TransformerConfig:
             require(own, **{field.name: (getattr(self, field.name), allowed)})
         require_heads(own, self.d_model, self.n_heads, self.kv_heads, self.head_dim)
         for name in {"sinusoidal": ["d_model"], "rotary": ["d_head"]}.get(self.positions, []):
-            require(own, **{name: (getattr(self, name), "a multiple of 2 above 0")})
+            require(own, **{name: (getattr(self, name), EVEN)})
 
     @property
     def d_head(self) -> int:
@@ -281,13 +281,15 @@ class Transformer(_TokenModel):
         """
 
         own, stacks = "Transformer.from_torch", (model.encoder, model.decoder)
-        kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+        copies: list[nn.ModuleList] = []
         told: list[dict[str, Any]] = []
-        for stack in stacks:
-            for layer in getattr(stack, "layers", [stack]):
-                require(own, layer=(type(layer), kinds))
-                told.append(torch_options(layer) | {"final_norm": stack.norm is not None})
-                require(own, layer=(told[-1], told[:1]))
+        for kind, stack in zip((EncoderLayer, DecoderLayer), stacks, strict=True):
+            layers = getattr(stack, "layers", [stack])  # else it is refused as a layer
+            copies.append(nn.ModuleList(map(kind.from_torch, layers)))
+            closed = {"final_norm": stack.norm is not None}
+            told += (torch_options(layer) | closed for layer in layers)
+        for options in told:
+            require(own, layer=(options, told[:1]))
         sizes: dict[str, Any] = {"D": told[0]["d_model"]}
         require_shapes(own, sizes, embedding=(embedding.weight, "V D"))
         require(own, positions=(positions, (*_TABLES, "none")))
@@ -296,8 +298,7 @@ class Transformer(_TokenModel):
         config = TransformerConfig(**sizes | told[0] | {"positions": positions})
         ours = cls(config).to(embedding.weight)
         ours.embedding.load_state_dict(embedding.state_dict())
-        ours.encoder = nn.ModuleList(map(EncoderLayer.from_torch, model.encoder.layers))
-        ours.decoder = nn.ModuleList(map(DecoderLayer.from_torch, model.decoder.layers))
+        ours.encoder, ours.decoder = copies
         for mine, stack in zip((ours.encoder_norm, ours.decoder_norm), stacks, strict=True):
             if stack.norm is not None:
                 mine.eps = stack.norm.eps

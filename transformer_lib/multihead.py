@@ -215,10 +215,13 @@ class MultiHeadAttention(nn.Module):
                 first = 0 if cache is None else cache.length
                 q, k = self.positions.rotate(q, first), self.positions.rotate(k, first)
             k, v = (k, v) if cache is None else cache.append(k, v)
-        if mask is not None:
-            sizes = {"S": k.shape[2]}
-            require_shapes(own, sizes, query=(q, "... T K"), mask=(mask, MASK, bool))
-        mixed = self._mix(q, k, v, mask, causal)  # (B, H, T, K)
+        scheme = self.positions
+        bias = None if scheme is None else scheme.bias(q.shape[2], k.shape[2])  # (H, T, S)
+        if mask is not None or bias is not None:
+            added = {"mask": (mask, MASK, bool), "bias": (bias, "H T S", float)}
+            sizes = {"H": self.n_heads, "S": k.shape[2]}
+            require_shapes(own, sizes, query=(q, "... T K"), **added)
+        mixed = self._mix(q, k, v, mask, bias, causal)  # (B, H, T, K)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def _cross(
@@ -244,17 +247,15 @@ class MultiHeadAttention(nn.Module):
         return heads.split(self.heads[first:last], dim=1)  # each (B, n_heads, T, K)
 
     def _mix(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-    ) -> Float[Tensor, "B H T K"]:
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None,
+        causal: bool,
+    ) -> Float[Tensor, "B H T K"]:  # fmt: skip
         """Let every head attend; heads of a group share their keys and values."""
         if len(k) != len(q):  # beams of one source share its keys: they are queries of one row
             q = q.unflatten(0, (len(k), -1)).squeeze(3).transpose(1, 2)  # (N, H, B / N, K)
             mask = None if mask is None else mask.view(len(k), 1, q.shape[2], k.shape[2])
-            return self._mix(q, k, v, mask, False).transpose(1, 2).flatten(0, 1)[:, :, None]
-        bias = None if self.positions is None else self.positions.bias(q.shape[2], k.shape[2])
-        if bias is not None:
-            require_shapes("MultiHeadAttention", {"H": self.n_heads}, bias=(bias, "H T S"))
-            bias = bias[None]  # (1, H, T, S)
+            return self._mix(q, k, v, mask, None, False).transpose(1, 2).flatten(0, 1)[:, :, None]
+        bias = None if bias is None else bias[None]  # (1, H, T, S)
         dropout, group = self.dropout if self.training else 0.0, self.n_heads // self.n_kv_heads
         recorded = self.is_recorded
         if group > 1 and q.shape[2] == 1 and bias is None and not recorded:
@@ -285,8 +286,8 @@ class MultiHeadAttention(nn.Module):
             ValueError: for kdim, vdim, add_bias_kv or add_zero_attn, which have no counterpart.
         """
         own, d_model = "MultiHeadAttention.from_torch", module.embed_dim
-        require(own, kdim=(module.kdim, (d_model,)), vdim=(module.vdim, (d_model,)))
-        require(own, add_zero_attn=(module.add_zero_attn, (False,)))
+        plain = {"kdim": d_model, "vdim": d_model, "add_zero_attn": False}
+        require(own, **{name: (getattr(module, name), (only,)) for name, only in plain.items()})
         require(own, add_bias_kv=(module.bias_k is not None, (False,)))
         options = {"bias": module.in_proj_bias is not None, "dropout": module.dropout}
         ours = cls(module.embed_dim, module.num_heads, **options).to(module.in_proj_weight)
@@ -301,9 +302,10 @@ class MultiHeadAttention(nn.Module):
             ValueError: for shared key-value heads, heads of another width, positions, a scale, or
                 a bias on some projections alone, which have no counterpart.
         """
-        own, heads, none = "MultiHeadAttention.to_torch", (self.n_heads,), (None,)
-        require(own, n_kv_heads=(self.n_kv_heads, heads), positions=(self.positions, none))
-        require(own, d_head=(self.d_head, (self.d_model / self.n_heads,)), scale=(self.scale, none))
+        own = "MultiHeadAttention.to_torch"
+        plain: dict[str, Any] = {"n_kv_heads": self.n_heads, "positions": None, "scale": None}
+        plain["d_head"] = self.d_model / self.n_heads
+        require(own, **{name: (getattr(self, name), (only,)) for name, only in plain.items()})
         options = {"bias": self.in_proj.bias is not None, "dropout": self.dropout}
         require(own, bias=(self.out_proj.bias is not None, (options["bias"],)))
         theirs = nn.MultiheadAttention(self.d_model, self.n_heads, batch_first=True, **options)

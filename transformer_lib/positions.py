@@ -19,15 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .multihead import PositionScheme
-from .shapes import COUNT, SIZE, require, require_shapes
+from .shapes import COUNT, EVEN, SIZE, require, require_shapes
 
 # %% ../chapters/1_attention/7_positions.ipynb #baa1b0af
 def _rates(
-    function: str, width_name: str, width: int, base: float, device: torch.device | None = None
+    width: int, base: float, device: torch.device | None = None
 ) -> Float[Tensor, "half"]:
     """Say how many radians each of width/2 clocks turns per position: base**(-2i/width)."""
-    sizes = {width_name: (width, "a multiple of 2 above 0")}
-    require(function, base=(base, "a number above 0"), **sizes)
     return base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
 
 # %% ../chapters/1_attention/7_positions.ipynb #4a48bb67
@@ -43,8 +41,9 @@ def sinusoidal_positions(
         ValueError: if d_model is odd, which would leave a sine without its cosine; if n_positions
             is negative or base not positive.
     """
-    rates = _rates("sinusoidal_positions", "d_model", d_model, base)  # (D/2,)
-    require("sinusoidal_positions", n_positions=(n_positions, COUNT))
+    sizes = {"d_model": (d_model, EVEN), "n_positions": (n_positions, COUNT)}
+    require("sinusoidal_positions", base=(base, "a number above 0"), **sizes)
+    rates = _rates(d_model, base)  # (D/2,)
     angle = torch.outer(torch.arange(n_positions, dtype=torch.float64), rates)  # radians
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # sin, cos, sin, ...
 
@@ -54,7 +53,7 @@ def _rotary_table(d_head, base, scaling, n_positions, device, dtype):
     """Cosines and sines, each (n_positions, K/2): computed in float64, rounded once at the end."""
     with torch.inference_mode(False):  # a table born in inference mode could not serve training
         home = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-        rates = _rates("RotaryPositions", "d_head", d_head, base, home)  # (K/2,)
+        rates = _rates(d_head, base, home)  # (K/2,)
         rates = rates if scaling is None else scaling(rates)
         angle = torch.outer(torch.arange(n_positions, dtype=torch.float64, device=home), rates)
         size = getattr(scaling, "magnitude", 1.0)
@@ -83,7 +82,7 @@ class RotaryPositions(PositionScheme):
         scaling: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        _rates("RotaryPositions", "d_head", d_head, base)  # refuses what it cannot use
+        require("RotaryPositions", base=(base, "a number above 0"), d_head=(d_head, EVEN))
         self.d_head, self.base, self.scaling = d_head, base, scaling
 
     def rotate(self, x: Float[Tensor, "B H T K"], first: int = 0) -> Float[Tensor, "B H T K"]:

@@ -210,7 +210,7 @@ MUTANTS = [
     ),
     (
         "float16 autocast narrows scores",
-        "narrow = _autocast_dtype(device) == torch.float16",
+        "narrow = autocast_dtype(device) == torch.float16",
         "narrow = False",
     ),
     (

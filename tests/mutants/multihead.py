@@ -73,13 +73,13 @@ MUTANTS = [
     ),
     (
         "bias of positions dropped",
-        "bias = bias[None]  # (1, H, T, S)",
+        "bias = None if bias is None else bias[None]  # (1, H, T, S)",
         "bias = None",
     ),
     (
         "bias of positions for the wrong head",
-        "bias = bias[None]  # (1, H, T, S)",
-        "bias = bias.flip(0)[None]",
+        "bias = None if bias is None else bias[None]  # (1, H, T, S)",
+        "bias = None if bias is None else bias.flip(0)[None]",
     ),
     (
         "cross cache computed again",
@@ -215,13 +215,13 @@ MUTANTS = [
     ),
     (
         "add_zero_attn accepted",
-        "        require(own, add_zero_attn=(module.add_zero_attn, (False,)))\n",
-        "",
+        ', "add_zero_attn": False}',
+        "}",
     ),
     (
         "shared heads accepted by to_torch",
-        "n_kv_heads=(self.n_kv_heads, heads)",
-        "n_kv_heads=(self.n_heads, heads)",
+        '"n_kv_heads": self.n_heads, ',
+        "",
     ),
     (
         "recording keeps its hooks",

@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     (
         "sinusoids: odd width accepted",
-        '"a multiple of 2 above 0"',
+        'sizes = {"d_model": (d_model, EVEN)',
         '"an integer above 0"',
     ),
     (

@@ -23,8 +23,8 @@ MUTANTS = [
     ),
     (
         "letters are compared within one tensor only",
-        "        first = x if first is None else first\n",
-        "        first, known = x if first is None else first, dict(sizes)\n",
+        "        if x is None:\n            continue\n        kind",
+        "        known = dict(sizes)\n        if x is None:\n            continue\n        kind",
     ),
     (
         "an open end is closed",
@@ -93,13 +93,13 @@ MUTANTS = [
     ),
     (
         "mixed dtypes accepted",
-        "wrong = not torch.is_autocast_enabled(x.device.type)",
-        "wrong = False",
+        " and autocast_dtype(x.device) is not None:",
+        ":",
     ),
     (
         "integers pass in mixed precision",
-        "if wrong and x.is_floating_point() and not",
-        "if wrong and not",
+        "dtypes = _FLOATS  #",
+        "dtypes = (*_FLOATS, torch.int64)  #",
     ),
     (
         "mask on another device",
@@ -108,8 +108,8 @@ MUTANTS = [
     ),
     (
         "a mask of numbers",
-        "and not (more or x.is_meta)",
-        "and not x.is_meta",
+        "if not more and x.dtype not in dtypes",
+        "if x.dtype not in dtypes",
     ),
     (
         "a bias of booleans",
@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     (
         "a mask of two axes may have one row",
-        'axes = axes.split("|")[int(x.dim() > 2)]',
+        'axes = axes.split("|")[-1 if x.dim() > 2 else 0]',
         'axes = axes.split("|")[1].replace("#... ", "") if x.dim() < 3 else axes.split("|")[1]',
     ),
     ("any letter may be 1", 'not (n == 1 and f"#{a}" in axes)', "n != 1"),
