@@ -15,6 +15,7 @@ settings.register_profile(
 )
 settings.load_profile("book")
 torch.set_num_threads(1)
+os.environ.setdefault("TRANSFORMER_LIB_ONEDNN", "1")  # no clock decides what the tests compute
 
 
 @pytest.fixture(autouse=True)

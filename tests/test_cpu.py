@@ -1,8 +1,10 @@
 """Models whose parts are replaced by faster ones answer and learn as the originals do."""
 
 import copy
+import itertools
 import math
 import pickle
+import time
 
 import pytest
 import torch
@@ -124,7 +126,7 @@ def test_onednn_matmul_compiles_to_torchs(asked):
 @pytest.mark.parametrize("options", DESIGNS)
 def test_use_onednn_model_trains_equally(kind, options, monkeypatch):
     plain = seeded(kind, **options)
-    ours = use_onednn(copy.deepcopy(plain))
+    ours = use_onednn(copy.deepcopy(plain), linear=True)
     given = (ids(3, 9), ids(3, 8, seed=2)) if kind is Transformer else (ids(3, 8),)
     losses = []
     for model in (plain, ours):
@@ -141,7 +143,7 @@ def test_use_onednn_model_trains_equally(kind, options, monkeypatch):
 def test_use_onednn_keeps_parameters_names_and_ties():
     model = seeded(Transformer)
     before, modes = dict(model.named_parameters()), [m.training for m in model.modules()]
-    assert use_onednn(model) is model
+    assert use_onednn(model, linear=True) is model
     after = dict(model.named_parameters())
     assert list(before) == list(after) and all(before[n] is after[n] for n in before)
     assert model.output.weight is model.embedding.weight
@@ -149,6 +151,106 @@ def test_use_onednn_keeps_parameters_names_and_ties():
     assert model.output.in_features == 64 and model.output.out_features == V
     linears = [type(m) for m in model.modules() if isinstance(m, nn.Linear)]
     assert set(linears) == {cpu._Linear}
+
+
+# where it pays
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let `_seconds` answer from a list, and forget what was measured before and after."""
+    monkeypatch.delenv("TRANSFORMER_LIB_ONEDNN", raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    answers = []
+    monkeypatch.setattr(cpu, "_seconds", lambda: answers.pop(0))
+    cpu._pays.cache_clear()
+    yield answers
+    cpu._pays.cache_clear()
+
+
+def kinds(model):
+    return {type(m) for m in model.modules() if isinstance(m, nn.Linear | nn.Dropout)}
+
+
+@pytest.mark.parametrize("times, pays", [
+    ([1.25, 1.0], True), ([2.5, 1.0], True), ([1.24, 1.0], False), ([1.0, 1.0], False),
+    ([1.0, 2.0], False),
+])  # fmt: skip
+def test_use_onednn_leaves_linear_layers_as_they_are_where_the_gain_is_small(times, pays, clock):
+    clock.append(times)
+    model = seeded(Transformer)
+    assert kinds(model) == {nn.Linear, PartialLinear, nn.Dropout}
+    assert cpu.onednn_pays() is pays
+    after = kinds(use_onednn(model))
+    assert after == ({cpu._Linear} if pays else {nn.Linear, PartialLinear}) | {cpu._Dropout}
+
+
+def test_onednn_is_timed_once_for_each_number_of_threads(clock):
+    clock.extend([[2.0, 1.0], [1.0, 1.0]])
+    n_threads = torch.get_num_threads()
+    assert cpu.onednn_pays() and cpu.onednn_pays()
+    torch.set_num_threads(n_threads + 1)
+    try:
+        assert not cpu.onednn_pays() and not cpu.onednn_pays()
+    finally:
+        torch.set_num_threads(n_threads)
+    assert cpu.onednn_pays() and not clock
+
+
+def test_onednn_is_not_timed_where_the_environment_decides_or_there_is_none(clock, monkeypatch):
+    for text, pays in (("1", True), ("0", False)):
+        monkeypatch.setenv("TRANSFORMER_LIB_ONEDNN", text)
+        assert cpu.onednn_pays() is pays
+    monkeypatch.setenv("TRANSFORMER_LIB_ONEDNN", "yes")
+    with pytest.raises(ValueError, match=r"TRANSFORMER_LIB_ONEDNN must be one of .*, got 'yes'"):
+        cpu.onednn_pays()
+    monkeypatch.setenv("TRANSFORMER_LIB_ONEDNN", "")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not cpu.onednn_pays()
+
+
+@needs_onednn
+@pytest.mark.parametrize("late, n_turns", [(0.0, 6), (0.02, 3), (0.3, 2)])
+def test_timing_takes_fewer_turns_where_each_takes_long(late, n_turns, asked, monkeypatch):
+    clock = itertools.count(step=late)  # read four times a turn
+    monkeypatch.setattr(cpu.time, "perf_counter", lambda: next(clock))
+    cpu._seconds(2, 3, 5)
+    assert len(asked) == 3 * n_turns
+
+
+@needs_onednn
+@pytest.mark.parametrize("slow", [0, 1])
+def test_timing_finds_the_slower_library(slow, monkeypatch):
+    def late(f):
+        return lambda *rest: time.sleep(0.03) or f(*rest)
+
+    where, name = [(F, "linear"), (cpu, "_ask")][slow]
+    monkeypatch.setattr(where, name, late(getattr(where, name)))
+    times = cpu._seconds(2, 3, 5)
+    assert times[slow] > 0.03 > times[1 - slow] > 0  # false alarm: six turns in a row take 30 ms
+
+
+@needs_onednn
+def test_timing_is_a_linear_layers_forward_and_backward_and_leaves_no_trace(asked):
+    linear, generator = F.linear, torch.get_rng_state()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert all(0 < seconds < 60 for seconds in cpu._seconds(2, 3, 5))
+        assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
+    assert len(asked) >= 6 and asked == [(2, 3), (2, 5), (5, 2)] * (len(asked) // 3)
+    assert torch.equal(torch.get_rng_state(), generator) and F.linear is linear
+
+
+@needs_onednn
+def test_use_onednn_can_be_taken_back(asked):
+    plain = seeded(DecoderOnly)
+    ours, tokens = use_onednn(copy.deepcopy(plain), linear=True), ids(2, 5)
+    other = ours(tokens)
+    n_asked = len(asked)
+    assert n_asked and ours.output.by_onednn
+    assert torch.equal(use_onednn(ours, linear=False)(tokens), plain(tokens))
+    assert len(asked) == n_asked and not ours.output.by_onednn
+    assert torch.equal(use_onednn(ours, linear=True)(tokens), other)
+    assert len(asked) == 2 * n_asked
 
 
 # packed models
@@ -437,7 +539,7 @@ def test_packed_models_can_be_copied_packed_again_and_pickled(packs):
 def test_replaced_parts_keep_their_hooks_and_shared_parts_stay_shared():
     shared, seen = nn.Linear(3, 3), []
     shared.register_forward_hook(lambda *_: seen.append(1))
-    model = use_onednn(nn.Sequential(shared, nn.Dropout(0.1), shared).eval())
+    model = use_onednn(nn.Sequential(shared, nn.Dropout(0.1), shared).eval(), linear=True)
     assert model[0] is model[2] and type(model[0]) is cpu._Linear
     assert type(model[1]) is cpu._Dropout and not model[1].training
     model(torch.ones(2, 3))

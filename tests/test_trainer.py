@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_tiny import batches, model
 
-from transformer_lib import runs
+from transformer_lib import cpu, runs
 from transformer_lib import trainer as module
 from transformer_lib.batches import BlockBatches, PairBatches
 from transformer_lib.checkpoints import (
@@ -872,7 +872,7 @@ def test_checkpoint_records_what_computed_it(tmp_path):
     again.fit(3)
     (session,) = load_checkpoint(checkpoints(tmp_path)[0])[1]["provenance"]
     assert session == json.loads(json.dumps(provenance(torch.device("cpu")))) | {
-        "processes": 1, "precision": "fp32", "seed": 0, "from_step": 0,
+        "processes": 1, "precision": "fp32", "seed": 0, "from_step": 0, "onednn": True,
     }  # fmt: skip
     assert session["threads"] == torch.get_num_threads() and session["device"]
     assert session["versions"]["torch"] == torch.__version__
@@ -1049,3 +1049,60 @@ def test_fit_gives_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(tmp_path).fit(3)
+
+
+# The product on a CPU: measured once, and kept for the whole run
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let new trainers find that oneDNN pays, or that it does not, and let its sums differ."""
+    answers, ask = [], cpu._ask
+    monkeypatch.setattr(cpu, "onednn_pays", lambda: answers[-1])
+    monkeypatch.setattr(cpu, "_ask", lambda *inputs: ask(*inputs) * 1.001)
+    return answers
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("began", [True, False])
+def test_resumed_run_goes_on_with_the_products_it_began_with(began, measured, tmp_path):
+    def fitted(folder, pays, until=12):
+        measured.append(pays)
+        trainer = make(tmp_path / folder, save_every=5)
+        trainer.resume()
+        return trainer.fit(until)
+
+    whole = fitted("whole", began)
+    other = fitted("other", not began)
+    assert not torch.equal(other.bare.output.weight, whole.bare.output.weight)
+    fitted("run", began, until=5)
+    resumed = fitted("run", not began)
+    assert resumed._onednn is began
+    assert_equal(weights(resumed), weights(whole))
+    assert hashes(tmp_path / "run") == hashes(tmp_path / "whole")
+    for path in checkpoints(tmp_path / "run"):
+        state = load_checkpoint(path)[1]
+        assert state["onednn"] is began
+        assert [session["onednn"] for session in state["provenance"]] == [began]
+
+
+def test_resume_uses_onednn_for_a_run_from_before_it_was_measured(measured, tmp_path):
+    measured.append(True)
+    make(tmp_path, validate_every=None).fit(2)
+    tensors, state = load_checkpoint(checkpoints(tmp_path)[0])
+    del state["onednn"]
+    save_checkpoint(tmp_path, 2, tensors, state)
+    measured.append(False)
+    trainer = make(tmp_path, validate_every=None)
+    assert trainer._onednn is False and trainer.resume() and trainer._onednn is True
+    state["onednn"] = None  # the run was on a GPU
+    save_checkpoint(tmp_path, 2, tensors, state)
+    trainer = make(tmp_path, validate_every=None)
+    assert trainer.resume() and trainer._onednn is False
+
+
+@pytest.mark.parametrize("others, agreed", [(1.0, True), (0.0, False)])
+def test_processes_use_onednn_only_together(others, agreed, measured, monkeypatch):
+    measured.append(True)
+    monkeypatch.setattr(module, "all_reduce", lambda votes: votes + others)
+    assert make(worker=Worker(rank=0, world_size=2))._onednn is agreed

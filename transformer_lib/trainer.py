@@ -193,7 +193,8 @@ class Trainer:
 
     A batch means the same for any number of processes and micro-batches: the loss is the sum
     over all its rows, divided by all its tokens, and the data's state counts whole batches. On a
-    CPU, `use_onednn` replaces the model's linear layers and dropout by faster ones, in place.
+    CPU, `use_onednn` replaces dropout, and linear layers where it pays, by faster ones, in place;
+    a resumed run goes on as it began.
 
     Args:
         model: any module that `loss` can call.
@@ -250,10 +251,13 @@ class Trainer:
         self.precision = choose_precision(worker.device) if wanted == "auto" else wanted
         self.scaler = torch.amp.GradScaler(worker.device.type, enabled=self.precision == "fp16")
         self._description = describe_model(model)  # before sharding renames its class
+        self._onednn: bool | None = None  # whether it computes linear layers, on a CPU
         if worker.device.type == "cpu":
-            from transformer_lib.cpu import use_onednn
+            from transformer_lib.cpu import onednn_pays, use_onednn
 
-            use_onednn(model)
+            votes = all_reduce(torch.tensor([float(onednn_pays())]))
+            self._onednn = votes.item() == worker.world_size
+            use_onednn(model, linear=self._onednn)
         one_shape = getattr(data, "one_shape", False)
         self.bare = recompute_activations(model) if config.recompute else model
         self.model = parallelize(model, worker, sharding)
@@ -426,6 +430,7 @@ class Trainer:
     def _provenance(self) -> dict[str, Any]:
         """Describe what this process computes with."""
         settings = {"precision": self.precision, "seed": self.config.seed, "from_step": 0}
+        settings["onednn"] = self._onednn
         return provenance(self.worker.device) | {"processes": self.worker.world_size} | settings
 
     def _after_step(self, progress: Progress) -> None:
@@ -577,6 +582,7 @@ class Trainer:
             "training": dataclasses.asdict(self.config),
             "model": self._description,
             "precision": self.precision,
+            "onednn": self._onednn,
             "processes": self.worker.world_size,
             "fingerprint": self._fingerprint,
             "provenance": self._sessions,
@@ -633,6 +639,7 @@ class Trainer:
         best, self.best_step = state["best"]
         self.best = math.inf if best is None else best
         self._sessions = list(state.get("provenance", []))
+        self._keep_onednn(state.get("onednn", True))  # older versions always used it
         self.step = step
         if f"cpu.{self.worker.rank}" in tensors["random"]:
             set_random_state(self.worker, tensors["random"])
@@ -640,6 +647,14 @@ class Trainer:
             torch.manual_seed(_stream(self.config.seed, self.step, self.worker.rank))
         self._may_write = True
         return True
+
+    def _keep_onednn(self, saved: bool | None) -> None:
+        """Compute linear layers on a CPU as the saved run did, if it was on one."""
+        if self._onednn is not None and saved is not None:
+            from transformer_lib.cpu import use_onednn
+
+            self._onednn = saved
+            use_onednn(self.bare, linear=saved)
 
     def _differences(self, state: dict[str, Any], step: int) -> list[str]:
         """List the settings that differ from those of the saved run and change its steps."""
