@@ -76,8 +76,10 @@ def output(folder):
 
 def log(folder):
     """The log without what depends on the machine's speed."""
-    records = read_records(Path(folder) / "log.jsonl")
-    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+    records, speed = read_records(Path(folder) / "log.jsonl"), "tokens_per_second"
+    return [
+        {k: v for k, v in r.items() if k not in (speed, "mfu_of_measured_peak")} for r in records
+    ]
 
 
 def ending(folder):

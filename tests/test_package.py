@@ -285,7 +285,7 @@ def test_lines_of_code_are_counted_without_docstrings_and_comments():
 # properties; the trainer is one loop, with all that lets it be stopped anywhere; a family maps its
 # settings and names to those of published files, both ways, and hub reads and writes these files.
 LONGER = {
-    "testing": 500, "trainer": 550,
+    "testing": 500, "trainer": 600,
     "attention": 265, "checkpoints": 270, "multihead": 255, "models": 300,
     "bert": 275, "gpt": 301, "hub": 285, "recipes": 255,
 }  # fmt: skip

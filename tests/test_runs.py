@@ -86,7 +86,7 @@ def lines_of(capsys, *, visible=True, every=0.0, clock=None, monkeypatch=None):
     with Progress(2, 8, visible=visible) as progress:
         progress.update(3, loss=2.5, speed=1234.5, memory=2**30)
         progress.validated(3, 1.25)
-        progress.update(4, loss=math.pi, speed=1000.0, memory=2**30)
+        progress.update(4, loss=math.pi, speed=1000.0, memory=2**30, mfu=0.126)
     return capsys.readouterr().out.splitlines()
 
 
@@ -95,7 +95,7 @@ def test_progress_prints_lines_with_the_time_left_where_there_is_no_terminal(cap
     assert found == [
         "step 3 of 8, loss 2.500, 1,234 tokens/s, 00:50 left",
         "step 3 of 8, validation loss 1.250",
-        "step 4 of 8, loss 3.142, 1,000 tokens/s, 00:48 left, validation loss 1.250",
+        "step 4 of 8, loss 3.142, 1,000 tokens/s, MFU 13%, 00:48 left, validation loss 1.250",
     ]
 
 

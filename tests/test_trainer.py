@@ -12,6 +12,7 @@ import threading
 import time
 import types
 import warnings
+from contextlib import nullcontext
 from itertools import islice
 
 import pytest
@@ -31,9 +32,11 @@ from transformer_lib.checkpoints import (
     read_records,
     save_checkpoint,
 )
+from transformer_lib.cost import cost, decoder_only_cost
 from transformer_lib.devices import provenance
 from transformer_lib.distributed import Worker
-from transformer_lib.losses import translation_loss
+from transformer_lib.losses import language_loss, translation_loss
+from transformer_lib.models import DecoderOnly
 from transformer_lib.optimization import SCHEDULES, MovingAverage, make_optimizer
 from transformer_lib.trainer import (
     LOG,
@@ -60,7 +63,8 @@ def losses(trainer_or_folder):
 
 def timeless(folder):
     records = read_records(folder / LOG)
-    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+    speed = {"tokens_per_second", "mfu_of_measured_peak"}
+    return [{k: v for k, v in r.items() if k not in speed} for r in records]
 
 
 def hashes(folder):
@@ -1016,6 +1020,99 @@ def test_tokens_per_second_agrees_with_an_outside_clock():
         if abs(inside / outside - 1) < 0.02:
             return
     pytest.fail(f"{inside:.1f} tokens/s by the trainer, {outside:.1f} outside")
+
+
+# Model FLOPs utilization
+
+
+def with_mfu(monkeypatch, folder=None, *, rate=1e6, seconds=60.0, **options):
+    """A trainer that expects a step to take so many seconds, on a device of so many FLOP/s."""
+    trainer = make(folder, **options)
+    monkeypatch.setattr(trainer, "seconds_per_step", lambda: seconds)
+    monkeypatch.setattr(module, "matmul_rate", lambda device, precision, size: rate)
+    return trainer
+
+
+def flops_of(data, n=None):
+    """Operations for each label of the first n batches, by the formula."""
+    flops, config = 0, model().config
+    kept = list(islice(data, n))
+    for batch in kept:
+        (rows, source), target = batch.source.shape, batch.inputs.shape[1]
+        sizes = {"batch_size": rows, "source_len": source, "target_len": target}
+        flops += cost(config, **sizes).training_flops
+    return flops / sum(batch.n_tokens for batch in kept)
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}, {"recompute": True, "dropout": 0.3}])
+def test_mfu_is_the_operations_of_the_tokens_per_second_over_the_peak(monkeypatch, options):
+    seen = []
+    trainer = with_mfu(monkeypatch, log=seen.append, rate=2e8, **options).fit(3)
+    for record in (r for r in seen if "loss" in r):
+        expected = flops_of(batches(), 4) * record["tokens_per_second"] / 2e8
+        assert record["mfu_of_measured_peak"] == pytest.approx(expected, rel=1e-12)
+    assert trainer.step == 3 and len(seen) == 3
+
+
+def test_mfu_of_several_processes_is_of_the_sum_of_their_peaks(monkeypatch):
+    whole = with_mfu(monkeypatch)
+    whole._find_peak(60.0)
+    one_of_three = with_mfu(monkeypatch, worker=Worker(rank=1, world_size=3))
+    monkeypatch.setattr(one_of_three, "_unchanged", nullcontext)  # it asks the other two
+    monkeypatch.setattr(module, "all_reduce", lambda x: x * 3)
+    one_of_three._find_peak(60.0)
+    assert one_of_three._at_peak == pytest.approx(3 * whole._at_peak) and whole._at_peak > 0
+
+
+def test_mfu_of_blocks_counts_one_batch_and_equals_the_formula(monkeypatch):
+    config = dataclasses.replace(model().config, max_len=7)
+    data = BlockBatches(list(range(4, 40)) * 3, block=7, batch_size=5)
+    trainer = Trainer(
+        DecoderOnly(config), data, TrainingConfig(n_steps=9), loss=language_loss, worker=CPU
+    )
+    asked = []
+    monkeypatch.setattr(trainer, "loss", lambda *a: asked.append(a) or language_loss(*a))
+    expected = decoder_only_cost(config, batch_size=5, length=7).training_flops / 35
+    assert trainer._flops_per_token() == expected and len(asked) == 1
+    assert data.state_dict() == {"epoch": 0, "next": 0}
+
+
+def test_mfu_of_four_batches_is_near_that_of_all():
+    """Shapes differ from batch to batch; within 10 % here, where batches are of 5 rows or so."""
+    trainer, data = make(), batches()
+    assert trainer._flops_per_token() == pytest.approx(flops_of(data), rel=0.1)
+
+
+def test_mfu_is_left_out_where_it_is_not_worth_its_time_or_not_known(monkeypatch):
+    def reads_a_number(net, batch, smoothing):
+        return translation_loss(net, batch, smoothing) * float(batch.source.max() > 0)
+
+    def fails(*_, **__):
+        raise RuntimeError("CUDA out of memory")
+
+    for options in ({"seconds": 29.5}, {"loss": reads_a_number}, {"rate": math.nan}, {"rate": 0}):
+        seen = []
+        with_mfu(monkeypatch, log=seen.append, **options).fit(2)
+        assert len(seen) == 2 and "mfu_of_measured_peak" not in seen[0] | seen[1]
+    trainer = with_mfu(monkeypatch, log=seen.append)
+    monkeypatch.setattr(module, "matmul_rate", fails)
+    trainer.fit(2)
+    assert len(seen) == 4 and "mfu_of_measured_peak" not in seen[-1]
+    monkeypatch.setattr(module, "meta_copy", fails)
+    trainer = with_mfu(monkeypatch, log=seen.append).fit(1)
+    assert len(seen) == 5 and "mfu_of_measured_peak" not in seen[-1]
+
+
+def test_mfu_changes_no_step_and_no_checkpoint(tmp_path, monkeypatch):
+    make(tmp_path / "without").fit()
+    with_mfu(monkeypatch, tmp_path / "with").fit(7)
+    again = with_mfu(monkeypatch, tmp_path / "with")
+    assert again.resume()
+    again.fit()
+    assert hashes(tmp_path / "with") == hashes(tmp_path / "without")
+    assert timeless(tmp_path / "with") == timeless(tmp_path / "without")
+    records = [r for r in read_records(tmp_path / "with" / LOG) if "loss" in r]
+    assert all(r["mfu_of_measured_peak"] > 0 for r in records) and len(records) == 12
 
 
 # Wrong calls

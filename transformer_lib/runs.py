@@ -153,9 +153,12 @@ class Progress:
         self.bar = tqdm(total=end, initial=step, disable=disable, unit="step")
         self.began = self.printed = time.perf_counter()
 
-    def update(self, step: int, *, loss: float, speed: float, memory: int) -> None:
-        """Show a step, its loss, the tokens per second and the bytes in use."""
+    def update(
+        self, step: int, *, loss: float, speed: float, memory: int, mfu: float | None = None
+    ) -> None:
+        """Show a step, its loss, the tokens per second, the MFU if known, and the bytes in use."""
         now, rate = time.perf_counter(), f"{speed:,.0f} tokens/s"
+        rate += "" if mfu is None else f", MFU {mfu:.0%}"
         if self.bar.disable and self.visible and now - self.printed >= _LINE_SECONDS:
             self.printed = now
             per_step = (now - self.began) / (step - self.start)

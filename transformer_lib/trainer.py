@@ -15,8 +15,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,9 +43,12 @@ from transformer_lib.devices import (
     autocast,
     best_device,
     choose_precision,
+    matmul_rate,
+    meta_copy,
     peak_memory,
     provenance,
     recompute_activations,
+    training_flops,
 )
 from transformer_lib.distributed import (
     Worker,
@@ -184,6 +188,7 @@ class NonFiniteLoss(RuntimeError):
 
 # %% ../chapters/3_training/8_trainer.ipynb #94792354
 LOG = "log.jsonl"
+_LONG = 60.0  # seconds; for shorter runs on a CPU, finding the MFU would take too much of them
 _MOST_SKIPPED = 20  # from 65,536 down to 1/16: no scale keeps such a gradient finite
 _CHANGE_NO_STEP = {"save_every", "validate_every", "patience", "recompute", "precision"}
 
@@ -252,13 +257,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(worker.device.type, enabled=self.precision == "fp16")
         self._description = describe_model(model)  # before sharding renames its class
         self._onednn: bool | None = None  # whether it computes linear layers, on a CPU
+        self._plain: nn.Module | None = None
+        with suppress(Exception):  # a model that cannot be copied; its runs have no MFU
+            self._plain = meta_copy(model)  # before the next lines change it
+        self._at_peak: float | None = None  # tokens per second of the devices at their peak
         if worker.device.type == "cpu":
             from transformer_lib.cpu import onednn_pays, use_onednn
 
             votes = all_reduce(torch.tensor([float(onednn_pays())]))
             self._onednn = votes.item() == worker.world_size
             use_onednn(model, linear=self._onednn)
-        one_shape = getattr(data, "one_shape", False)
+        self._one_shape = one_shape = getattr(data, "one_shape", False)
         self.bare = recompute_activations(model) if config.recompute else model
         self.model = parallelize(model, worker, sharding)
         if config.compile:
@@ -316,9 +325,13 @@ class Trainer:
                 self.seconds += time.perf_counter() - start
                 self.tokens += record["tokens"]
                 speed = record["tokens_per_second"] = self.tokens / self.seconds
+                if self._at_peak:
+                    record["mfu_of_measured_peak"] = speed / self._at_peak
                 self._record(record)
-                memory = peak_memory(self.worker.device)
-                progress.update(self.step, loss=record["loss"], speed=speed, memory=memory)
+                memory, mfu = peak_memory(self.worker.device), record.get("mfu_of_measured_peak")
+                progress.update(
+                    self.step, loss=record["loss"], speed=speed, memory=memory, mfu=mfu
+                )
                 self._after_step(progress)
         return self
 
@@ -364,7 +377,10 @@ class Trainer:
         if self.step == 0:
             torch.manual_seed(_stream(self.config.seed, 0, self.worker.rank))
         n_steps = end - self.step
-        needed = tqdm.format_interval(n_steps * self.seconds_per_step())
+        seconds = n_steps * self.seconds_per_step()
+        if self._at_peak is None:
+            self._find_peak(seconds)
+        needed = tqdm.format_interval(seconds)
         if self.worker.is_first:
             many = f"{self.worker.world_size} x " if self.worker.world_size > 1 else ""
             where = f"{many}{self.worker.device} in {self.precision}"
@@ -550,6 +566,32 @@ class Trainer:
                 seconds.append(time.perf_counter() - start)
                 self.optimizer.zero_grad()
         return sum(seconds[1:]) / 3  # the first one warms up, or compiles
+
+    def _find_peak(self, seconds: float) -> None:
+        """Find how many tokens a second the devices would train on at their peak; 0 if unknown."""
+        device, size = self.worker.device, self.worker.world_size
+        mean = all_reduce(torch.tensor([seconds / size], device=device))  # so that all agree
+        if device.type == "cpu" and mean.item() < _LONG:
+            return
+        rate, flops = math.nan, self._flops_per_token()
+        side = 512 if device.type == "cpu" else None  # over before another program interrupts it
+        with suppress(RuntimeError):  # too little memory
+            rate = matmul_rate(device, self.precision, size=side)
+        peak = all_reduce(torch.tensor([rate], device=device)).item()
+        self._at_peak = peak / flops if flops and peak > 0 else 0.0
+
+    def _flops_per_token(self) -> float:
+        """Count the operations for a token of the next batch, or of four where shapes vary."""
+        flops, tokens, smoothing = 0, 0, self.config.label_smoothing
+        if self._plain is None:
+            return 0.0
+        with self._unchanged(), suppress(Exception):  # such as that of a loss that reads numbers
+            for batch in islice(self.data.endless(), 1 if self._one_shape else 4):
+                rows = batch.to(torch.device("meta"))
+                flops += training_flops(self._plain, self.loss, rows, smoothing)
+                tokens += batch.n_tokens
+            return flops / tokens
+        return 0.0
 
     def save(self) -> Path | None:
         """Write a checkpoint and return its path; all processes must call it together."""
