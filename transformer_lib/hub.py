@@ -421,7 +421,7 @@ def from_pretrained(
         ignore: settings of config.json that may be left unread.
 
     Raises:
-        ValueError: if the checkpoint is none, is unknown, is incomplete, or does not fit.
+        ValueError: if there is no checkpoint, or it is unknown, incomplete, or does not fit.
     """
     options: dict[str, Any] = {"revision": revision, "dtype": dtype, "ignore": ignore}
     return PretrainedModel.from_pretrained(path_or_id, **options)
