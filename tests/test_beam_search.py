@@ -13,10 +13,10 @@ from test_generation import BEGIN, END, POSITIONS, refused
 import transformer_lib.beam_search as beam_module
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import Hypothesis, beam_search
+from transformer_lib.cache import KVCache
 from transformer_lib.cpu import pack_for_decoding
 from transformer_lib.generation import greedy
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
-from transformer_lib.multihead import KVCache
 
 
 def make(vocab_size=7, *, seed=0, peaked=2.5, dtype=torch.float64, **options):

@@ -9,12 +9,13 @@ from torch import nn
 
 from transformer_lib.attention import attend, causal_mask
 from transformer_lib.beam_search import beam_search
+from transformer_lib.cache import KVCache, WindowCache
 from transformer_lib.cpu import pack_for_decoding, use_onednn
 from transformer_lib.generation import greedy, stream
-from transformer_lib.gpt import GPT, GPTAttention, GPTConfig, Llama3Scaling, WindowCache
+from transformer_lib.gpt import GPT, GPTAttention, GPTConfig, Llama3Scaling
 from transformer_lib.hub import Settings, from_pretrained
 from transformer_lib.models import DecoderOnly
-from transformer_lib.multihead import KVCache, MultiHeadAttention, recording
+from transformer_lib.multihead import MultiHeadAttention, recording
 from transformer_lib.positions import LinearScaling, RotaryPositions, YarnScaling
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.speculative import speculative_sample
@@ -434,27 +435,6 @@ def test_window_with_a_plain_cache_gives_the_same():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("first", [1, 100])
-def test_window_cache_stops_growing_after_ten_windows(first):
-    model = small(window=16, max_len=2000)
-    cache = [WindowCache(16, spare=3) for _ in model.decoder]
-    model(draw(length=first), cache=cache)
-    sizes = []
-    for token in draw(length=160).split(1, dim=1):
-        model(token, cache=cache)
-        sizes.append(cache[0].n_bytes)
-    one = 2 * B * 2 * 6 * 8  # keys and values, rows, heads, width, bytes
-    assert set(sizes) == {2 * (16 - 1 + 3) * one} and cache[0].length == 160 + first
-    plain = KVCache(1000)
-    plain.append(*torch.zeros(2, B, 2, 1, 6, dtype=torch.float64))
-    assert plain.n_bytes == 1000 * one
-    assert WindowCache(16, 9).n_bytes == 0
-    short = WindowCache(16, 9)
-    short.append(*torch.zeros(2, B, 2, 9, 6, dtype=torch.float64))
-    assert short.n_bytes == 9 * one  # never more than max_len
-
-
-@torch.no_grad()
 def test_window_cache_selects_rows():
     model, tokens = small(), draw(length=40)
     rows, cache = torch.tensor([2, 0, 0, 1]), model.make_cache()
@@ -479,38 +459,6 @@ def test_window_cache_takes_back_its_spare_positions(window, spare, n):
         assert cache[0].length == length - n
         found = model(tokens[:, length - n :], cache=cache)
         torch.testing.assert_close(found, expected[:, length - n :])
-
-
-def test_window_cache_refuses_to_take_back_what_it_has_dropped():
-    cache, new = WindowCache(5, spare=3), torch.zeros(2, 1, 1, 20, 2)
-    cache.append(*new)
-    cache.crop(17)
-    assert cache.length == 17 and cache.stored()[0].shape[2] == 4
-    said = "length must be at least 17, since earlier positions are dropped, got 16"
-    with pytest.raises(ValueError, match=said):
-        cache.crop(16)
-    with pytest.raises(ValueError, match="length must be an integer in .0, 17., got 18"):
-        cache.crop(18)
-    with pytest.raises(ValueError, match="length must be an integer in .0, 17., got -1"):
-        cache.crop(-1)
-    young = WindowCache(5)
-    young.append(*new[:, :, :, :3])
-    young.crop(0)
-    assert young.length == 0
-
-
-def test_window_cache_refuses_bad_sizes_and_too_many_positions():
-    for wrong, said in [((0,), "window must be an integer at least 1, got 0")]:
-        with pytest.raises(ValueError, match=f"WindowCache: {said}"):
-            WindowCache(*wrong)
-    with pytest.raises(ValueError, match="WindowCache: spare must be an integer at least 0"):
-        WindowCache(3, spare=-1)
-    cache = WindowCache(3, 10)
-    cache.append(*torch.zeros(2, 1, 1, 7, 2))
-    with pytest.raises(ValueError, match="cache is full: max_len = 10, needed 11"):
-        cache.append(*torch.zeros(2, 1, 1, 4, 2))
-    with pytest.raises(ValueError, match="call it in torch.no_grad"):
-        cache.append(*torch.zeros(2, 1, 1, 1, 2, requires_grad=True))
 
 
 # --- what generates ------------------------------------------------------------------------------

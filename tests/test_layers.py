@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from transformer_lib.attention import causal_mask, padding_mask
+from transformer_lib.cache import KVCache, LayerCache
 from transformer_lib.layers import (
     DecoderLayer,
     EncoderLayer,
     FeedForward,
-    LayerCache,
     PostNorm,
     PreNorm,
     RMSNorm,
 )
-from transformer_lib.multihead import KVCache, MultiHeadAttention, recording
+from transformer_lib.multihead import MultiHeadAttention, recording
 from transformer_lib.positions import AlibiBias, RotaryPositions
 from transformer_lib.properties import influence
 from transformer_lib.testing import check_attention
@@ -437,11 +437,6 @@ def test_mask_with_a_cache_covers_all_positions_so_far():
             out = layer(piece, memory, mask[:, :, rows, : rows.stop], cache=cache)
             torch.testing.assert_close(out, whole[:, rows])
             start = rows.stop
-
-
-def test_decoder_cache_names_its_two_parts():
-    cache = LayerCache(KVCache(3), KVCache())
-    assert cache.self_attention is cache[0] and cache.cross_attention is cache[1]
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from transformer_lib import positions as positions_module
-from transformer_lib.multihead import KVCache, MultiHeadAttention
+from transformer_lib.cache import KVCache
+from transformer_lib.multihead import MultiHeadAttention
 from transformer_lib.positions import (
     AlibiBias,
     LearnedPositions,

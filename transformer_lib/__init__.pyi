@@ -16,6 +16,9 @@ from . import (
     bleu as bleu,
 )
 from . import (
+    cache as cache,
+)
+from . import (
     checkpoints as checkpoints,
 )
 from . import (
@@ -127,6 +130,7 @@ from .batches import (
     PairBatches as PairBatches,
 )
 from .bert import Bert as Bert
+from .cache import KVCache as KVCache
 from .cpu import pack_for_decoding as pack_for_decoding
 from .cpu import use_onednn as use_onednn
 from .datasets import multi30k as multi30k
@@ -156,9 +160,6 @@ from .models import (
 )
 from .models import (
     TransformerConfig as TransformerConfig,
-)
-from .multihead import (
-    KVCache as KVCache,
 )
 from .multihead import (
     MultiHeadAttention as MultiHeadAttention,

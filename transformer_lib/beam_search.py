@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from .cache import KVCache
 from transformer_lib.generation import (
     PromptDecoder,
     SourceDecoder,
@@ -24,7 +25,6 @@ from transformer_lib.generation import (
     require_decodable,
 )
 from .models import DecoderOnly, Transformer
-from .multihead import KVCache
 from .shapes import SIZE, require
 
 # %% ../chapters/4_generation/4_beam_search.ipynb #06a67ebd

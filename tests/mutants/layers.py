@@ -265,11 +265,6 @@ MUTANTS = [
         "layer=(type(layer), (type(layer),))",
     ),
     (
-        "a selection forgets the memory",
-        "for cache in self:",
-        "for cache in self[:1]:",
-    ),
-    (
         "older names of a gate in the wrong order",
         'else ["gate", "up"]\n        for kind',
         'else ["up", "gate"]\n        for kind',
