@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from benchmarks.__main__ import commit, hardware, versions, write
+from transformer_lib.batches import LabeledBatch, LabeledBatches
+from transformer_lib.losses import label_loss
 from transformer_lib.shapes import import_extra
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.vit import ImageBatch, ImageBatches, ViT, ViTConfig, image_loss
+from transformer_lib.vit import ViT, ViTConfig
 
 PARTS = [1197, 300, 300]  # images for training, for validation and for the test
 RATES, DECAYS = (1e-3, 3e-3, 1e-2), (0.0, 0.3)  # each model is tuned over all pairs of these
@@ -50,47 +52,47 @@ def logistic_regression() -> nn.Module:
 MODELS = {"ViT": vit, "CNN": cnn, "logistic regression": logistic_regression}
 
 
-def digits() -> list[ImageBatch]:
+def digits() -> list[LabeledBatch]:
     """Load the images, scaled to [0, 1], split at random but always alike."""
     found = import_extra("sklearn.datasets").load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(found.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return [ImageBatch(images[rows], labels[rows]) for rows in order.split(PARTS)]
+    return [LabeledBatch(images[rows], labels[rows]) for rows in order.split(PARTS)]
 
 
-def shuffled(batch: ImageBatch) -> ImageBatch:
+def shuffled(batch: LabeledBatch) -> LabeledBatch:
     """Move the 16 patches of all images to other places, by one permutation for all."""
     order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
-    patches = nn.functional.unfold(batch.images, 2, stride=2)[:, :, order]
-    return ImageBatch(nn.functional.fold(patches, 8, 2, stride=2), batch.labels)
+    patches = nn.functional.unfold(batch.inputs, 2, stride=2)[:, :, order]
+    return LabeledBatch(nn.functional.fold(patches, 8, 2, stride=2), batch.labels)
 
 
 def train(
-    name: str, batch: ImageBatch, *, rate: float, decay: float, seed: int, n_steps: int
+    name: str, batch: LabeledBatch, *, rate: float, decay: float, seed: int, n_steps: int
 ) -> nn.Module:
     """Train a model on the images of a batch."""
     torch.manual_seed(seed)
     model = MODELS[name]()
-    data = ImageBatches(batch.images, batch.labels, batch_size=BATCH, seed=seed)
+    data = LabeledBatches(batch.inputs, batch.labels, batch_size=BATCH, seed=seed)
     plan = TrainingConfig(
         n_steps=n_steps, learning_rate=rate, weight_decay=decay, schedule="cosine",
         warmup=n_steps // 10, precision="fp32", seed=seed,
     )  # fmt: skip
-    Trainer(model, data, plan, loss=image_loss).fit()
+    Trainer(model, data, plan, loss=label_loss).fit()
     return model.eval()
 
 
 @torch.no_grad()
-def correct(model: nn.Module, batch: ImageBatch) -> int:
+def correct(model: nn.Module, batch: LabeledBatch) -> int:
     """Count the images whose class is recognized."""
-    return int((model(batch.images).argmax(dim=-1) == batch.labels).sum())
+    return int((model(batch.inputs).argmax(dim=-1) == batch.labels).sum())
 
 
 @torch.no_grad()
-def loss(model: nn.Module, batch: ImageBatch) -> float:
+def loss(model: nn.Module, batch: LabeledBatch) -> float:
     """Measure the loss, in nats per image."""
-    return float(image_loss(model, batch)) / batch.n_tokens
+    return float(label_loss(model, batch)) / batch.n_tokens
 
 
 def record(name: str, n_steps: int, n_seeds: int, n_tuning_seeds: int) -> dict[str, Any]:
@@ -115,8 +117,8 @@ def record(name: str, n_steps: int, n_seeds: int, n_tuning_seeds: int) -> dict[s
     found: dict[str, list[int]] = {}
     for seed in range(n_seeds):
         rows = torch.randperm(PARTS[0], generator=torch.Generator().manual_seed(seed))
-        tasks: dict[str, tuple[ImageBatch, ImageBatch]] = {
-            str(n): (ImageBatch(training.images[rows[:n]], training.labels[rows[:n]]), test)
+        tasks: dict[str, tuple[LabeledBatch, LabeledBatch]] = {
+            str(n): (LabeledBatch(training.inputs[rows[:n]], training.labels[rows[:n]]), test)
             for n in (*FEWER, PARTS[0])
         }
         tasks["shuffled"] = shuffled(training), shuffled(test)

@@ -28,15 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.__main__ import commit, hardware, versions, write
-from transformer_lib.bert import (
-    IGNORED,
-    Bert,
-    BertConfig,
-    Examples,
-    LabeledBatches,
-    MaskedBatches,
-    encoder_loss,
-)
+from transformer_lib.batches import IGNORED, LabeledBatch, LabeledBatches
+from transformer_lib.bert import Bert, BertConfig, MaskedBatches
+from transformer_lib.losses import label_loss
 from transformer_lib.tokenizer import BEGIN, END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
 
@@ -109,7 +103,7 @@ def rows(tokenizer: Tokenizer, texts: Sequence[str], *, cut: bool) -> list[list[
     return found
 
 
-def accuracy(model: Bert, batches: Sequence[Examples]) -> float:
+def accuracy(model: Bert, batches: Sequence[LabeledBatch]) -> float:
     """Give the fraction of labels that the model predicts."""
     model.eval()
     n_right = n_all = 0
@@ -117,7 +111,7 @@ def accuracy(model: Bert, batches: Sequence[Examples]) -> float:
         for batch in batches:
             at = batch.labels != IGNORED if batch.labels.dim() == 2 else None
             labels = batch.labels if at is None else batch.labels[at]
-            guess = model(batch.tokens, batch.mask, at=at).argmax(dim=-1)
+            guess = model(batch.inputs, batch.mask, at=at).argmax(dim=-1)
             n_right, n_all = n_right + int((guess == labels).sum()), n_all + len(labels)
     return n_right / n_all
 
@@ -151,7 +145,7 @@ def pretrain(
             print(curve[-1], flush=True)
 
     start = time.process_time()
-    Trainer(model, data, plan, loss=encoder_loss, validation=validation, log=log).fit()
+    Trainer(model, data, plan, loss=label_loss, validation=validation, log=log).fit()
     seconds = time.process_time() - start
     counts = Counter(token for row in rows(tokenizer, train, cut=True) for token in row[1:-1])
     total = sum(counts.values()) + mask  # each token once more: none may have probability 0
@@ -189,7 +183,7 @@ def fine_tune(
         n_steps=n_steps, learning_rate=rate, schedule="linear", warmup=n_steps // 10,
         weight_decay=0.01, seed=seed, precision="fp32",
     )  # fmt: skip
-    Trainer(model, data, plan, loss=encoder_loss).fit()
+    Trainer(model, data, plan, loss=label_loss).fit()
     return model
 
 

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer_lib.attention import padding_mask
-from transformer_lib.batches import Batch, BlockBatches, Blocks, PairBatches, ResumableBatches
+from transformer_lib.batches import (
+    Batch,
+    BlockBatches,
+    Blocks,
+    LabeledBatch,
+    LabeledBatches,
+    PairBatches,
+    ResumableBatches,
+)
 from transformer_lib.tokenizer import BEGIN, END, PAD, UNKNOWN
 
 # Batch
@@ -580,3 +588,83 @@ def test_fingerprint_depends_on_the_class():
     text = torch.arange(3, 103)
     ours, theirs = (kind(text, block=4, batch_size=2) for kind in (BlockBatches, Others))
     assert ours.fingerprint() != theirs.fingerprint()
+
+
+# LabeledBatches
+
+
+TEXTS = [[BEGIN, *range(5, 5 + n), END] for n in (3, 7, 5, 2, 11, 6, 4)]
+
+
+def test_labeled_batches_keep_each_text_with_its_label():
+    labels = [len(row) for row in TEXTS]
+    data = LabeledBatches(TEXTS, labels, batch_size=3)
+    batches = list(data)
+    assert [len(batch.inputs) for batch in batches] == [3, 3, 1]
+    for batch in batches:
+        assert torch.equal(batch.mask.sum(dim=1), batch.labels)
+    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == sorted(labels)
+    parts = [batches[0].part(i, 2) for i in range(2)]
+    assert torch.equal(parts[1].labels, batches[0].labels[1:2])
+    assert sum(part.n_tokens for part in parts) == batches[0].n_tokens == 3
+    assert batches[0].to("cpu").inputs.equal(batches[0].inputs)
+    assert data.trial_batch().inputs.shape == (3, 13)
+    assert data.fingerprint() != LabeledBatches(TEXTS, labels[::-1], batch_size=3).fingerprint()
+    with pytest.raises(ValueError, match=r"labels must have shape \(N\) with N = 7, got \(6,\)"):
+        LabeledBatches(TEXTS, labels[:6], batch_size=3)
+    with pytest.raises(ValueError, match="batch_size must be an integer at least 1, got 0"):
+        LabeledBatches(TEXTS, labels, batch_size=0)
+
+
+def images(n=23):
+    return torch.randn(n, 3, 2, 5), torch.randint(4, (n,))
+
+
+def test_labeled_batches_hold_each_image_once_in_a_new_order_each_epoch():
+    inputs, labels = images()
+    batches = LabeledBatches(inputs, labels, batch_size=7, seed=3)
+    epochs = [list(batches) for _ in range(2)]
+    assert [len(batch.labels) for batch in epochs[0]] == [7, 7, 7, 2] and len(batches) == 4
+    orders = []
+    for epoch in epochs:
+        found = torch.cat([batch.inputs for batch in epoch])
+        orders.append([(inputs == image).flatten(1).all(dim=1).nonzero().item() for image in found])
+        assert sorted(orders[-1]) == list(range(23))
+        assert torch.equal(torch.cat([batch.labels for batch in epoch]), labels[orders[-1]])
+    assert orders[0] != orders[1]
+    again = LabeledBatches(inputs, labels, batch_size=7, seed=3)
+    assert torch.equal(next(iter(again)).inputs, epochs[0][0].inputs)
+    other = LabeledBatches(inputs, labels, batch_size=7, seed=4)
+    assert not torch.equal(next(iter(other)).inputs, epochs[0][0].inputs)
+
+
+def test_labeled_batches_know_their_content():
+    inputs, labels = images()
+    prints = {LabeledBatches(inputs, labels, batch_size=7).fingerprint()}
+    for options in ({"batch_size": 8}, {"batch_size": 7, "seed": 1}):
+        prints.add(LabeledBatches(inputs, labels, **options).fingerprint())
+    prints.add(LabeledBatches(inputs + 1, labels, batch_size=7).fingerprint())
+    prints.add(LabeledBatches(inputs, labels + 1, batch_size=7).fingerprint())
+    assert len(prints) == 5
+
+
+def test_labeled_parts_make_up_the_batch():
+    batch = LabeledBatch(*images())
+    parts = [batch.part(i, 3) for i in range(3)]
+    assert [part.n_tokens for part in parts] == [8, 8, 7] and batch.n_tokens == 23
+    assert torch.equal(parts[1].inputs, batch.inputs[1::3])
+    assert torch.equal(parts[1].labels, batch.labels[1::3])
+    assert batch.part(30, 31).n_tokens == 0
+    moved = batch.to("meta")
+    assert moved.inputs.is_meta and moved.labels.is_meta
+
+
+@pytest.mark.bad_input
+def test_labeled_batches_refuse_what_does_not_pair_up():
+    inputs, labels = images()
+    with pytest.raises(ValueError, match=r"labels must have shape \(N\) with N = 23, got \(22,\)"):
+        LabeledBatches(inputs, labels[:22], batch_size=7)
+    with pytest.raises(ValueError, match="batch_size must be an integer at least 1, got 0"):
+        LabeledBatches(inputs, labels, batch_size=0)
+    with pytest.raises(ValueError, match="inputs must hold at least one text or image, got 0"):
+        LabeledBatches(inputs[:0], labels[:0], batch_size=7)

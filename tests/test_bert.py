@@ -7,18 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from transformer_lib.bert import (
-    IGNORED,
-    Bert,
-    BertConfig,
-    Examples,
-    LabeledBatches,
-    MaskedBatches,
-    encoder_loss,
-    mask_tokens,
-)
+from transformer_lib.batches import IGNORED, LabeledBatch
+from transformer_lib.bert import Bert, BertConfig, MaskedBatches, mask_tokens
 from transformer_lib.cpu import pack_for_decoding, use_onednn
 from transformer_lib.hub import from_pretrained
+from transformer_lib.losses import label_loss
 from transformer_lib.multihead import recording
 from transformer_lib.testing import check_model
 from transformer_lib.tokenizer import BEGIN, END, PAD
@@ -462,13 +455,13 @@ def test_masked_batches_mask_anew_each_epoch_and_can_be_resumed():
     other = MaskedBatches(ROWS, **options)
     other.load_state_dict(state)
     for batch, again in zip(later, other.endless(), strict=False):
-        assert torch.equal(batch.tokens, again.tokens) and torch.equal(batch.labels, again.labels)
+        assert torch.equal(batch.inputs, again.inputs) and torch.equal(batch.labels, again.labels)
     rows = {}
     for batch in [*first, *later][:6]:  # two epochs
-        whole = batch.tokens.where(batch.labels == IGNORED, batch.labels)
+        whole = batch.inputs.where(batch.labels == IGNORED, batch.labels)
         assert torch.equal(batch.mask, whole != PAD)
         assert not (batch.labels[(whole < 4)] != IGNORED).any()
-        for row, n, shown in zip(whole, batch.mask.sum(dim=1), batch.tokens, strict=True):
+        for row, n, shown in zip(whole, batch.mask.sum(dim=1), batch.inputs, strict=True):
             rows.setdefault(tuple(row[:n].tolist()), []).append(tuple(shown[:n].tolist()))
     assert sorted(rows) == sorted(map(tuple, ROWS))
     assert all(len(shown) == 2 for shown in rows.values())
@@ -476,46 +469,26 @@ def test_masked_batches_mask_anew_each_epoch_and_can_be_resumed():
     alike = MaskedBatches([[BEGIN, *range(4, 24), END]] * 6, **options)
     first, second = list(alike)
     assert not torch.equal(first.labels, second.labels)  # a mask of its own for each batch
-    assert data.trial_batch().tokens.shape == (3, 13)
+    assert data.trial_batch().inputs.shape == (3, 13)
     assert data.fingerprint() == other.fingerprint()
     assert data.fingerprint() != MaskedBatches(ROWS, **options | {"rate": 0.4}).fingerprint()
     assert data.fingerprint() != MaskedBatches(ROWS[:6], **options).fingerprint()
 
 
-def test_labeled_batches_keep_each_text_with_its_label():
-    labels = [len(row) for row in ROWS]
-    data = LabeledBatches(ROWS, labels, batch_size=3)
-    batches = list(data)
-    assert [len(batch.tokens) for batch in batches] == [3, 3, 1]
-    for batch in batches:
-        assert torch.equal(batch.mask.sum(dim=1), batch.labels)
-    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == sorted(labels)
-    parts = [batches[0].part(i, 2) for i in range(2)]
-    assert torch.equal(parts[1].labels, batches[0].labels[1:2])
-    assert sum(part.n_tokens for part in parts) == batches[0].n_tokens == 3
-    assert batches[0].to("cpu").tokens.equal(batches[0].tokens)
-    assert data.trial_batch().tokens.shape == (3, 13)
-    assert data.fingerprint() != LabeledBatches(ROWS, labels[::-1], batch_size=3).fingerprint()
-    with pytest.raises(ValueError, match=r"labels must have shape \(N\) with N = 7, got \(6,\)"):
-        LabeledBatches(ROWS, labels[:6], batch_size=3)
-    with pytest.raises(ValueError, match="batch_size must be an integer at least 1, got 0"):
-        LabeledBatches(ROWS, labels, batch_size=0)
-
-
-def test_encoder_loss_is_the_sum_of_cross_entropies_over_what_was_masked():
+def test_label_loss_of_bert_is_the_sum_of_cross_entropies_over_what_was_masked():
     model = tiny(head="masked_lm")
     tokens, mask, _ = inputs()
     labels = tokens.masked_fill(~mask | (tokens % 2 == 0), IGNORED)
-    batch = Examples(tokens, mask, labels)
+    batch = LabeledBatch(tokens, labels, mask)
     expected = nn.functional.cross_entropy(
         model(tokens, mask).flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100
     )
-    torch.testing.assert_close(encoder_loss(model, batch), expected)
+    torch.testing.assert_close(label_loss(model, batch), expected)
     assert batch.n_tokens == int((labels != -100).sum())
     classes = tiny(head="classifier", n_labels=5)
     asked = torch.tensor([4, 0, 2])
     expected = nn.functional.cross_entropy(classes(tokens, mask), asked, reduction="sum")
-    torch.testing.assert_close(encoder_loss(classes, Examples(tokens, mask, asked)), expected)
+    torch.testing.assert_close(label_loss(classes, LabeledBatch(tokens, asked, mask)), expected)
 
 
 @pytest.mark.slow
@@ -533,7 +506,7 @@ def test_bert_learns_a_masked_token_from_its_right_neighbor_alone():
     model = Bert(config)
     data = MaskedBatches(rows, batch_size=50, mask_token=17, vocab_size=17, rate=0.3)
     plan = TrainingConfig(n_steps=300, learning_rate=1e-2, warmup=30, precision="fp32")
-    Trainer(model, data, plan, loss=encoder_loss).fit()
+    Trainer(model, data, plan, loss=label_loss).fit()
     shown = torch.tensor(rows)
     labels = shown[:, 3].clone()
     shown[:, 3] = 17

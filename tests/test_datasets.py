@@ -20,7 +20,13 @@ import numpy as np
 import pytest
 
 from transformer_lib import datasets
-from transformer_lib.datasets import multi30k, number_names, stdlib_source, tiny_shakespeare
+from transformer_lib.datasets import (
+    docstring_pairs,
+    multi30k,
+    number_names,
+    stdlib_source,
+    tiny_shakespeare,
+)
 
 REAL_HASHES, REAL_PLACES = dict(datasets._SHA256), dict(datasets._PLACES)
 FILES = {
@@ -536,3 +542,71 @@ def test_tiny_shakespeare_has_its_known_sizes(real):
     train, validation = tiny_shakespeare()
     assert (len(train), len(validation)) == (1_003_854, 111_540)
     assert train.startswith("First Citizen:") and len(set(train + validation)) == 65
+
+
+# Functions and what they do
+
+
+@pytest.fixture
+def some_functions(tmp_path, monkeypatch):
+    """A standard library of a few files, whose names fall into all splits."""
+
+    def write(name, *functions):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(functions), encoding="utf-8")
+
+    def function(name, doc, body="return 1"):
+        return f'def {name}(x):\n    """{doc}"""\n    {body}  # a comment\n'
+
+    monkeypatch.setattr(
+        datasets.sysconfig, "get_path", lambda name: {"stdlib": str(tmp_path)}[name]
+    )
+    datasets._documented.cache_clear()
+    yield write, function
+    datasets._documented.cache_clear()
+
+
+def test_docstring_pairs_split_by_module_and_hide_the_target(some_functions):
+    write, function = some_functions
+    shares = {name: datasets.zlib.crc32(name.encode()) % 10 for name in ("a", "b", "c", "d", "e")}
+    names = [f"m{i}" for i in range(40)]
+    split_of = {
+        n: {0: "val", 1: "test"}.get(datasets.zlib.crc32(n.encode()) % 10, "train") for n in names
+    }
+    some = {split: [n for n in names if split_of[n] == split] for split in ("train", "val", "test")}
+    train, val, test = some["train"][0], some["val"][0], some["test"][0]
+    write(
+        f"{train}.py",
+        function("f", "Give one to all.\n\n    More.\n    "),
+        function("g", "Too short."),
+        function("h", "Say it in the code.", "return 'say it in the code.'"),
+    )
+    write(f"{val}/deep/x.py", function("f", "Give one to all."), function("g", "Give two to all."))
+    write(f"_py{test}.py", "class A:\n    async def f(self):\n        'Wait for the end.'\n")
+    write(f"test/{train}.py", function("f", "Never look in here."))
+    write(f"{train}2/site-packages/y.py", function("f", "Nor look in here."))
+    assert docstring_pairs("train") == [("def f(x):\n    return 1", "Give one to all.")]
+    assert docstring_pairs("val") == [("def g(x):\n    return 1", "Give two to all.")]
+    assert docstring_pairs("test") == [("async def f(self):\n    pass", "Wait for the end.")]
+    assert docstring_pairs() == docstring_pairs("train") is not docstring_pairs("train")
+    assert shares
+
+
+@pytest.mark.bad_input
+def test_docstring_pairs_refuse_another_split():
+    with pytest.raises(ValueError, match="split must be one of .*, got 'dev'"):
+        docstring_pairs("dev")
+
+
+@pytest.mark.slow
+def test_docstring_pairs_of_this_python_are_thousands_without_leaks():
+    datasets._documented.cache_clear()
+    splits = {split: docstring_pairs(split) for split in ("train", "val", "test")}
+    assert len(splits["train"]) > 2000 and min(map(len, splits.values())) > 100
+    seen = {summary for _, summary in splits["train"]}
+    for split, pairs in splits.items():
+        assert len(set(pairs)) == len(pairs)
+        for code, summary in pairs:
+            assert summary.lower() not in code.lower() and 3 <= len(summary.split()) <= 20
+            assert split == "train" or summary not in seen

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import record_digits
 from benchmarks.record_digits import MODELS, PARTS, correct, digits, loss, main, shuffled
-from transformer_lib.vit import ImageBatch
+from transformer_lib.batches import LabeledBatch
 
 RECORD = Path(__file__).resolve().parents[1] / "results" / "digits.json"
 
@@ -17,16 +17,16 @@ def test_digits_are_split_into_parts_without_a_common_image():
     pytest.importorskip("sklearn", reason="needs the extra chapters")
     parts = digits()
     assert [part.n_tokens for part in parts] == PARTS and sum(PARTS) == 1797
-    assert all(part.images.shape[1:] == (1, 8, 8) for part in parts)
-    assert max(part.images.max() for part in parts) == 1 and parts[0].images.min() == 0
+    assert all(part.inputs.shape[1:] == (1, 8, 8) for part in parts)
+    assert max(part.inputs.max() for part in parts) == 1 and parts[0].inputs.min() == 0
     again = digits()
-    assert all(torch.equal(a.images, b.images) for a, b in zip(parts, again, strict=True))
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(parts, again, strict=True))
     assert set(parts[2].labels.tolist()) == set(range(10))
 
 
 def test_shuffled_moves_the_same_patches_of_each_image():
     images = torch.arange(3 * 64.0).view(3, 1, 8, 8)
-    moved = shuffled(ImageBatch(images, torch.arange(3))).images
+    moved = shuffled(LabeledBatch(images, torch.arange(3))).inputs
     assert torch.equal(moved[1] - moved[0], torch.full((1, 8, 8), 64.0))
     assert not torch.equal(moved, images)
     assert moved.flatten(1).sort().values.tolist() == images.flatten(1).tolist()
@@ -46,7 +46,7 @@ def test_models_score_ten_classes_and_two_are_of_like_size():
 def test_correct_counts_and_loss_averages():
     logits = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 2, 0]])
     images = logits.view(3, 3, 1, 1)
-    batch, model = ImageBatch(images, torch.tensor([0, 1, 2])), torch.nn.Flatten()
+    batch, model = LabeledBatch(images, torch.tensor([0, 1, 2])), torch.nn.Flatten()
     expected = torch.nn.functional.cross_entropy(logits, batch.labels).item()
     assert correct(model, batch) == 2 and loss(model, batch) == pytest.approx(expected)
 

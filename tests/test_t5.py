@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transformer_lib import t5 as module
 from transformer_lib.attention import padding_mask
 from transformer_lib.batches import PairBatches
 from transformer_lib.beam_search import beam_search
@@ -23,7 +22,7 @@ from transformer_lib.models import TransformerConfig
 from transformer_lib.multihead import recording
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.speculative import speculative_sample
-from transformer_lib.t5 import T5, T5Config, corrupt_spans, docstring_pairs
+from transformer_lib.t5 import T5, T5Config, corrupt_spans
 from transformer_lib.testing import check_model
 from transformer_lib.trainer import Trainer, TrainingConfig
 
@@ -558,69 +557,3 @@ def test_corrupt_spans_refuses_what_it_cannot_hide():
         corrupt_spans([5, 6], rate=1.0, **options)
     with pytest.raises(ValueError, match="mean_length must be a number at least 1, got 0.5"):
         corrupt_spans([5, 6], mean_length=0.5, **options)
-
-
-# ---- docstrings ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def library(tmp_path, monkeypatch):
-    """A standard library of a few files, whose names fall into all splits."""
-
-    def write(name, *functions):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(functions), encoding="utf-8")
-
-    def function(name, doc, body="return 1"):
-        return f'def {name}(x):\n    """{doc}"""\n    {body}  # a comment\n'
-
-    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: {"stdlib": str(tmp_path)}[name])
-    module._documented.cache_clear()
-    yield write, function
-    module._documented.cache_clear()
-
-
-def test_docstring_pairs_split_by_module_and_hide_the_target(library):
-    write, function = library
-    shares = {name: module.zlib.crc32(name.encode()) % 10 for name in ("a", "b", "c", "d", "e")}
-    names = [f"m{i}" for i in range(40)]
-    split_of = {
-        n: {0: "val", 1: "test"}.get(module.zlib.crc32(n.encode()) % 10, "train") for n in names
-    }
-    some = {split: [n for n in names if split_of[n] == split] for split in ("train", "val", "test")}
-    train, val, test = some["train"][0], some["val"][0], some["test"][0]
-    write(
-        f"{train}.py",
-        function("f", "Give one to all.\n\n    More.\n    "),
-        function("g", "Too short."),
-        function("h", "Say it in the code.", "return 'say it in the code.'"),
-    )
-    write(f"{val}/deep/x.py", function("f", "Give one to all."), function("g", "Give two to all."))
-    write(f"_py{test}.py", "class A:\n    async def f(self):\n        'Wait for the end.'\n")
-    write(f"test/{train}.py", function("f", "Never look in here."))
-    write(f"{train}2/site-packages/y.py", function("f", "Nor look in here."))
-    assert docstring_pairs("train") == [("def f(x):\n    return 1", "Give one to all.")]
-    assert docstring_pairs("val") == [("def g(x):\n    return 1", "Give two to all.")]
-    assert docstring_pairs("test") == [("async def f(self):\n    pass", "Wait for the end.")]
-    assert docstring_pairs() == docstring_pairs("train") is not docstring_pairs("train")
-    assert shares
-
-
-@pytest.mark.bad_input
-def test_docstring_pairs_refuse_another_split():
-    with pytest.raises(ValueError, match="split must be one of .*, got 'dev'"):
-        docstring_pairs("dev")
-
-
-@pytest.mark.slow
-def test_docstring_pairs_of_this_python_are_thousands_without_leaks():
-    module._documented.cache_clear()
-    splits = {split: docstring_pairs(split) for split in ("train", "val", "test")}
-    assert len(splits["train"]) > 2000 and min(map(len, splits.values())) > 100
-    seen = {summary for _, summary in splits["train"]}
-    for split, pairs in splits.items():
-        assert len(set(pairs)) == len(pairs)
-        for code, summary in pairs:
-            assert summary.lower() not in code.lower() and 3 <= len(summary.split()) <= 20
-            assert split == "train" or summary not in seen

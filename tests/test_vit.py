@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from transformer_lib.batches import LabeledBatch, LabeledBatches
 from transformer_lib.cpu import pack_for_decoding, use_onednn
 from transformer_lib.hub import from_pretrained
+from transformer_lib.losses import label_loss
 from transformer_lib.multihead import recording
 from transformer_lib.trainer import Trainer, TrainingConfig
-from transformer_lib.vit import ImageBatch, ImageBatches, ViT, ViTConfig, image_loss
+from transformer_lib.vit import ViT, ViTConfig
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -339,7 +341,7 @@ def test_vit_starts_small_and_about_indifferent():
     for table in (model.class_token, model.positions):
         assert 0.01 < table.std() < 0.03
     with torch.no_grad():
-        loss = image_loss(model, ImageBatch(torch.randn(5, 3, 32, 32), torch.arange(5))) / 5
+        loss = label_loss(model, LabeledBatch(torch.randn(5, 3, 32, 32), torch.arange(5))) / 5
     assert 6.5 < loss < 8.0  # ln 1000 = 6.9, and the spread of random logits
 
 
@@ -411,70 +413,13 @@ def test_config_counts_patches():
     assert n == 86_567_656  # Dosovitskiy et al. (2021), Table 1: 86 million
 
 
-# Batches of images
-
-
-def labeled(n=23):
-    return torch.randn(n, 3, 2, 5), torch.randint(4, (n,))
-
-
-def test_batches_hold_each_image_once_in_a_new_order_each_epoch():
-    images, labels = labeled()
-    batches = ImageBatches(images, labels, batch_size=7, seed=3)
-    epochs = [list(batches) for _ in range(2)]
-    assert [len(batch.labels) for batch in epochs[0]] == [7, 7, 7, 2] and len(batches) == 4
-    orders = []
-    for epoch in epochs:
-        found = torch.cat([batch.images for batch in epoch])
-        orders.append([(images == image).flatten(1).all(dim=1).nonzero().item() for image in found])
-        assert sorted(orders[-1]) == list(range(23))
-        assert torch.equal(torch.cat([batch.labels for batch in epoch]), labels[orders[-1]])
-    assert orders[0] != orders[1]
-    again = ImageBatches(images, labels, batch_size=7, seed=3)
-    assert torch.equal(next(iter(again)).images, epochs[0][0].images)
-    other = ImageBatches(images, labels, batch_size=7, seed=4)
-    assert not torch.equal(next(iter(other)).images, epochs[0][0].images)
-
-
-def test_batches_know_their_content():
-    images, labels = labeled()
-    prints = {ImageBatches(images, labels, batch_size=7).fingerprint()}
-    for options in ({"batch_size": 8}, {"batch_size": 7, "seed": 1}):
-        prints.add(ImageBatches(images, labels, **options).fingerprint())
-    prints.add(ImageBatches(images + 1, labels, batch_size=7).fingerprint())
-    prints.add(ImageBatches(images, labels + 1, batch_size=7).fingerprint())
-    assert len(prints) == 5
-
-
-def test_batch_parts_make_up_the_batch():
-    batch = ImageBatch(*labeled())
-    parts = [batch.part(i, 3) for i in range(3)]
-    assert [part.n_tokens for part in parts] == [8, 8, 7] and batch.n_tokens == 23
-    assert torch.equal(parts[1].images, batch.images[1::3])
-    assert torch.equal(parts[1].labels, batch.labels[1::3])
-    assert batch.part(30, 31).n_tokens == 0
-    moved = batch.to("meta")
-    assert moved.images.is_meta and moved.labels.is_meta
-
-
-@pytest.mark.bad_input
-def test_batches_refuse_what_does_not_pair_up():
-    images, labels = labeled()
-    with pytest.raises(ValueError, match=r"labels must have shape \(N\) with N = 23, got \(22,\)"):
-        ImageBatches(images, labels[:22], batch_size=7)
-    with pytest.raises(ValueError, match="batch_size must be an integer at least 1, got 0"):
-        ImageBatches(images, labels, batch_size=0)
-    with pytest.raises(ValueError, match="images must hold at least one image, got 0"):
-        ImageBatches(images[:0], labels[:0], batch_size=7)
-
-
-def test_image_loss_is_a_sum_of_cross_entropies(tiny):
-    batch = ImageBatch(torch.randn(5, 3, 6, 15), torch.tensor([0, 10, 3, 0, 7]))
-    logits = tiny(batch.images)
+def test_label_loss_of_images_is_a_sum_of_cross_entropies(tiny):
+    batch = LabeledBatch(torch.randn(5, 3, 6, 15), torch.tensor([0, 10, 3, 0, 7]))
+    logits = tiny(batch.inputs)
     for smoothing in (0.0, 0.1):
         options = {"reduction": "sum", "label_smoothing": smoothing}
         expected = torch.nn.functional.cross_entropy(logits, batch.labels, **options)
-        assert_close(image_loss(tiny, batch, smoothing), expected)
+        assert_close(label_loss(tiny, batch, smoothing), expected)
 
 
 def stripes(n, seed):
@@ -496,8 +441,8 @@ def test_vit_learns_with_the_trainer_and_resumes(tmp_path):
 
     def trainer(folder):
         torch.manual_seed(0)
-        data = ImageBatches(*stripes(400, seed=0), batch_size=32)
-        return Trainer(ViT(config), data, plan, loss=image_loss, folder=folder)
+        data = LabeledBatches(*stripes(400, seed=0), batch_size=32)
+        return Trainer(ViT(config), data, plan, loss=label_loss, folder=folder)
 
     once = trainer(tmp_path / "once").fit()
     trainer(tmp_path / "twice").fit(until=50)
