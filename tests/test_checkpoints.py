@@ -34,7 +34,9 @@ from transformer_lib.checkpoints import (
     locked_folder,
     prune,
     read_records,
+    require_own,
     save_checkpoint,
+    stored_tensors,
     truncate_log,
     write_atomically,
 )
@@ -1057,3 +1059,47 @@ def test_checkpoints_refuse_bad_input_with_both_values(tmp_path, call, message):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=re.escape(message)):
             call(tmp_path)
+
+
+# folders and files of others
+
+
+def test_require_own_accepts_a_new_an_empty_and_its_own_folder(tmp_path):
+    options = {"names": ("a", "b"), "is_ours": lambda folder: (folder / "a").read_text() == "us"}
+    options |= {"writer": "export", "also": ("c",)}
+    require_own(tmp_path / "new", **options)
+    require_own(tmp_path, **options)
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("us")
+    require_own(tmp_path, **options)
+    (tmp_path / "c").unlink()
+    require_own(tmp_path, **options)
+    (tmp_path / "a").write_text("them")
+    with pytest.raises(ValueError, match=r"files that export did not write \(a, b\); choose anot"):
+        require_own(tmp_path, **options)
+    (tmp_path / "a").write_text("us")
+    for name in "zyxd":
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"did not write \(d, x, y\)"):
+        require_own(tmp_path, **options)
+    with pytest.raises(ValueError, match="b is a file; choose another folder"):
+        require_own(tmp_path / "b", **options)
+
+
+def test_require_own_refuses_a_part_of_what_the_writer_writes(tmp_path):
+    (tmp_path / "a").write_text("us")
+    with pytest.raises(ValueError, match=r"did not write \(a\)"):
+        require_own(tmp_path, ("a", "b"), lambda folder: True, writer="export")
+
+
+def test_stored_tensors_are_listed_without_their_numbers(tmp_path):
+    tensors, file = {"x": normal(3, 5).half(), "y": torch.arange(7)}, tmp_path / "m.safetensors"
+    save_file(tensors, file)
+    found = {stored.name: stored for stored in stored_tensors(file)}
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+        "x": ((3, 5), "F16"), "y": ((7,), "I64"),
+    }  # fmt: skip
+    assert all(torch.equal(stored.read(), tensors[name]) for name, stored in found.items())
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(ValueError, match="m.safetensors is corrupted: .*; download it again"):
+        stored_tensors(file)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import import_module
 
 import pytest
@@ -351,6 +352,24 @@ def test_settings_name_what_must_be_one_of_some_values():
     assert Settings({}).one_of("hidden_act", ("relu", "gelu"), "gelu") == "gelu"
 
 
+def test_settings_read_the_fields_of_a_config_with_its_defaults():
+    @dataclass
+    class Config:
+        size: int = 3
+        depth: int = 5
+        other: int = 7
+
+    settings = Settings({"hidden_size": 11, "other": 13}, "GPT")
+    names = {"size": "hidden_size", "depth": "num_layers"}
+    assert settings.fields(names, Config) == {"size": 11, "depth": 5}
+    with pytest.raises(ValueError, match="does not know: {'other': 13}"):
+        settings.refuse_unread()
+    with pytest.raises(ValueError, match=r"^GPT: other must be one of \(5,\), got 13$"):
+        settings.only({"missing": True, "other": 5})
+    settings.only({"other": 13})
+    settings.refuse_unread()
+
+
 @pytest.mark.parametrize(
     "name",
     "pad_token_id eos_token_id resid_pdrop attention_dropout hidden_dropout_prob use_cache "
@@ -544,6 +563,47 @@ def test_save_pretrained_keeps_the_old_files_if_it_fails(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert_same(Toy.from_pretrained(folder).state_dict(), before)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+class Tabled(PretrainedModel):
+    """Eleven layers, an output tied to the embedding, and a parameter without a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(D))
+        self.embedding = nn.Embedding(V, D)
+        layer = [nn.ModuleDict({"attention": MultiHeadAttention(D, H)}) for _ in range(11)]
+        self.layers, self.head = nn.ModuleList(layer), nn.Sequential(nn.Linear(D, D))
+        self.output = nn.Linear(D, V, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def weight_names(self):
+        return {
+            "start": "cls", "embedding": "wte shared", "head.0": "head.dense",
+            "layers.*.attention.in_proj": "h.*.{q,k,v}_proj",
+            "layers.*.attention.out_proj": "h.*.out",
+        }  # fmt: skip
+
+
+def test_weight_map_reads_a_table_of_names():
+    found = list(Tabled().weight_map())
+    parts = ("h.10.q_proj.bias", "h.10.k_proj.bias", "h.10.v_proj.bias")
+    expected = [
+        Weights("start", ("cls",)), Weights("embedding.weight", ("wte.weight",)),
+        Weights("embedding.weight", ("shared.weight",)),
+        Weights("head.0.bias", ("head.dense.bias",)),
+        Weights("layers.10.attention.in_proj.bias", parts),
+        Weights("layers.1.attention.out_proj.weight", ("h.1.out.weight",)),
+    ]  # fmt: skip
+    assert all(found.count(weights) == 1 for weights in expected)
+    assert len(found) == 3 + 11 * 4 + 2
+
+
+def test_weight_map_by_a_table_must_name_every_tensor(tmp_path, monkeypatch):
+    names = Tabled().weight_names()
+    monkeypatch.setattr(Tabled, "weight_names", lambda self: {**names, "head.0": ""})
+    with pytest.raises(AssertionError, match="leaves out .'head.0.weight', 'head.0.bias'."):
+        Tabled().save_pretrained(tmp_path)
 
 
 def test_weight_map_must_name_every_tensor(tmp_path, monkeypatch):

@@ -366,7 +366,7 @@ def test_export_deletes_no_file_of_others(tmp_path):
         (foreign / name).write_text("{}")  # the names that Hugging Face uses too
     for folder in (mine, foreign, tmp_path / "run"):
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        with pytest.raises(ValueError, match="not from an export .*; choose another folder"):
+        with pytest.raises(ValueError, match="export_model did not write .*; choose another"):
             export_model(trainer, tokenizer, folder)
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (tmp_path / "file").write_text("a file")

@@ -602,11 +602,11 @@ def test_to_ctranslate2_replaces_its_own_folder_only(engine, tmp_path):
     seal = (folder / "export.json").read_text("utf-8")
     for text in ("{}", "[]", "no json", '{"class": "Transformer"}'):
         (folder / "export.json").write_text(text, "utf-8")
-        with pytest.raises(ValueError, match="that are not from an export"):
+        with pytest.raises(ValueError, match="that to_ctranslate2 did not write"):
             to_ctranslate2(model, folder)
     (folder / "export.json").write_text(seal, "utf-8")
     (folder / "notes.txt").write_text("mine", "utf-8")
-    with pytest.raises(ValueError, match=r"from an export \(notes.txt\); choose"):
+    with pytest.raises(ValueError, match=r"to_ctranslate2 did not write \(notes.txt\); choose"):
         to_ctranslate2(model, folder)
     assert (folder / "notes.txt").read_text("utf-8") == "mine"
     with pytest.raises(ValueError, match="notes.txt is a file; choose another folder"):

@@ -8,8 +8,8 @@ __all__ = ['BertConfig', 'Bert', 'mask_tokens', 'MaskedBatches']
 
 # %% ../chapters/5_families/2_bert.ipynb #6dc2faf1
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .batches import IGNORED, LabeledBatch, LabeledBatches
-from .hub import PretrainedModel, Settings, Weights
+from .hub import PretrainedModel, Settings
 from .layers import EncoderLayer
 from .models import TransformerConfig
 from .positions import LearnedPositions
@@ -67,17 +67,19 @@ class BertConfig(TransformerConfig):
             require("BertConfig", head=(self.head, ("none", "masked_lm", "classifier")))
 
 # %% ../chapters/5_families/2_bert.ipynb #8276d87d
-_TABLES = {
-    "embedding.weight": "word", "positions.table": "position", "types.weight": "token_type",
-}  # fmt: skip
-_LAYER = {
-    "attention.out_proj": "attention.output.dense",
-    "attention_residual.norm": "attention.output.LayerNorm",
-    "feed_forward.up": "intermediate.dense",
-    "feed_forward.down": "output.dense",
-    "feed_forward_residual.norm": "output.LayerNorm",
+_PLACES = {
+    "embedding": "embeddings.word_embeddings",
+    "positions.table": "embeddings.position_embeddings.weight",
+    "types": "embeddings.token_type_embeddings",
+    "norm": "embeddings.LayerNorm",
+    "encoder.*.attention.in_proj": "encoder.layer.*.attention.self.{query,key,value}",
+    "encoder.*.attention.out_proj": "encoder.layer.*.attention.output.dense",
+    "encoder.*.attention_residual.norm": "encoder.layer.*.attention.output.LayerNorm",
+    "encoder.*.feed_forward.up": "encoder.layer.*.intermediate.dense",
+    "encoder.*.feed_forward.down": "encoder.layer.*.output.dense",
+    "encoder.*.feed_forward_residual.norm": "encoder.layer.*.output.LayerNorm",
 }
-_DECODER = {"bert.": "cls.predictions", "roberta.": "lm_head"}
+_DECODER = {"bert": "cls.predictions", "roberta": "lm_head"}
 _POOLER, _NEXT = {"pooler": "bert.pooler.dense"}, {"next_sentence": "cls.seq_relationship"}
 _BERT_LM = {
     "transform.0": "cls.predictions.transform.dense",
@@ -213,13 +215,11 @@ class Bert(PretrainedModel):
         names = settings.get("architectures") or [f"{family.capitalize()}Model"]
         known = [name for name, kind in _ARCHITECTURES.items() if kind[0] == family]
         require(settings.owner, architectures=(names[0], known))
-        for name, value in _ONLY.items():
-            settings.one_of(name, (value,), value)
+        settings.only(_ONLY)
         if family == "roberta":
             settings.one_of("pad_token_id", (1,), 1)
         n_labels = settings.get("num_labels") or len(settings.get("id2label") or (0, 1))
-        default = {field.name: field.default for field in fields(BertConfig)}
-        sizes = {ours: settings.get(theirs, default[ours]) for ours, theirs in _SETTINGS.items()}
+        sizes = settings.fields(_SETTINGS, BertConfig)
         sizes["max_len"] -= _FIRST[family]
         head = _ARCHITECTURES[names[0]][1]
         return cls(BertConfig(**sizes, family=family, head=head, n_labels=n_labels))
@@ -239,24 +239,14 @@ class Bert(PretrainedModel):
         kind, known = (self.config.family, self.config.head), _ARCHITECTURES.items()
         return next((name, modules) for name, (*own, modules) in known if (*own,) == kind)
 
-    def weight_map(self) -> Iterator[Weights]:
-        """Say where each parameter is in a file."""
-        base, kinds = self.base_prefix, ("weight", "bias")
-        modules = {"norm": f"{base}embeddings.LayerNorm"} | self._architecture()[1]
-        for ours, theirs in _TABLES.items():
-            yield Weights(ours, (f"{base}embeddings.{theirs}_embeddings.weight",))
-        for i in range(len(self.encoder)):
-            ours, theirs = f"encoder.{i}.", f"{base}encoder.layer.{i}."
-            modules |= {ours + here: theirs + there for here, there in _LAYER.items()}
-            for kind in kinds:
-                parts = (f"{theirs}attention.self.{x}.{kind}" for x in ("query", "key", "value"))
-                yield Weights(f"{ours}attention.in_proj.{kind}", tuple(parts))
-        for ours, theirs in modules.items():
-            yield from (Weights(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in kinds)
-        if self.transform is not None:  # the file may name tied parameters twice
-            for kind in ("bias", "decoder.bias", "decoder.weight"):
-                ours = f"output.{kind.removeprefix('decoder.')}"
-                yield Weights(ours, (f"{_DECODER[base]}.{kind}",))
+    def weight_names(self) -> dict[str, str]:
+        """Say what a file calls each parameter; it may name tied ones twice."""
+        places = {ours: self.base_prefix + theirs for ours, theirs in _PLACES.items()}
+        if self.transform is not None:
+            decoder = _DECODER[self.config.family]
+            places["embedding"] += f" {decoder}.decoder"
+            places["output"] = f"{decoder} {decoder}.decoder"
+        return places | self._architecture()[1]
 
 # %% ../chapters/5_families/2_bert.ipynb #a1b685bd
 def mask_tokens(

@@ -6,7 +6,7 @@ hash, and reading them executes no code."""
 # %% auto #0
 __all__ = ['write_atomically', 'CheckpointError', 'library_versions', 'save_checkpoint', 'load_checkpoint', 'checkpoints',
            'latest_valid', 'prune', 'append_record', 'locked_folder', 'read_records', 'truncate_log',
-           'average_checkpoints']
+           'average_checkpoints', 'require_own', 'StoredTensor', 'stored_tensors']
 
 # %% ../chapters/appendix/d_checkpoints.ipynb #a472f9c9
 import contextlib
@@ -21,11 +21,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Shaped
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
@@ -385,3 +385,57 @@ def average_checkpoints(paths: Sequence[str | Path], name: str = "model") -> dic
         key: (total[key] / len(paths)).to(tensor.dtype) if key in total else tensor
         for key, tensor in last.items()
     }
+
+# %% ../chapters/appendix/d_checkpoints.ipynb #5ac0f001
+def require_own(
+    folder: str | Path, names: Sequence[str], is_ours: Callable[[Path], bool], *, writer: str,
+    also: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Refuse a folder if replacing it would delete files of another program.
+
+    Args:
+        names: of the files that the writer always writes; `also`: of those that it may write.
+        is_ours: folder with these files -> whether the writer wrote them.
+        writer: what the message calls it.
+
+    Raises:
+        ValueError: if it is a file, or a folder with other files, of which the message names some.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another folder")
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    other = sorted(found - {*names, *also})
+    if found and (other or not {*names} <= found or not is_ours(folder)):
+        some = ", ".join((other or sorted(found))[:3])
+        raise ValueError(
+            f"{folder} holds files that {writer} did not write ({some}); choose another folder"
+        )
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a safetensors file; dtype is the format's own name, such as "F32"."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> Tensor:
+        """Map it into memory, by a mapping of its own, which ends when the tensor is copied."""
+        with safe_open(self.file, framework="pt") as opened:
+            return opened.get_tensor(self.name)
+
+
+def stored_tensors(file: Path) -> list[StoredTensor]:
+    """List a file's tensors, from its header alone.
+
+    Raises:
+        ValueError: if the file is no safetensors file.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = [(name, opened.get_slice(name)) for name in opened.keys()]
+            return [StoredTensor(file, n, (*x.get_shape(),), x.get_dtype()) for n, x in slices]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} is corrupted: {error}; download it again") from error

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .layers import DecoderLayer, EncoderLayer, LayerCache, PostNorm, PreNorm
-from .multihead import KVCache, MultiHeadAttention, PartialLinear
+from .cache import KVCache, LayerCache
+from .layers import DecoderLayer, EncoderLayer, PostNorm, PreNorm
+from .multihead import MultiHeadAttention, PartialLinear
 from .shapes import require
 
 # %% ../chapters/appendix/g_cpu.ipynb #9b8870e3

@@ -6,6 +6,7 @@
 __all__ = ['Llama3Scaling', 'GPTAttention', 'GPTConfig', 'GPT']
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e000
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -177,8 +178,7 @@ _ONLY |= {"llama": {}, "qwen3": {"mlp_bias": False}}
 def _read(settings: Settings) -> GPTConfig:
     """Turn config.json into a GPTConfig, and refuse by name what GPT does not have."""
     family = settings.one_of("model_type", tuple(_CHOICES), "gpt2")
-    for name, value in _ONLY[family].items():
-        settings.one_of(name, (value,), value)
+    settings.only(_ONLY[family])
     if family == "gpt2":
         for name in ("type", "use_proj", "activation", "proj_to_labels"):  # no matter of logits
             settings.get(f"summary_{name}")
@@ -259,20 +259,19 @@ def _write(config: GPTConfig) -> dict[str, Any]:
     return found if family == "llama" else found | {"sliding_window": window}
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e007
-_PLACES = {  # of a tensor: in GPT-2's files, in Llama's
-    "embedding": (["wte"], ["embed_tokens"]),
-    "positions": (["wpe"], []),
-    "attention_residual.norm": (["ln_1"], ["input_layernorm"]),
-    "attention.in_proj": (["attn.c_attn"], [f"self_attn.{x}_proj" for x in "qkv"]),
-    "attention.query_norm": ([], ["self_attn.q_norm"]),
-    "attention.key_norm": ([], ["self_attn.k_norm"]),
-    "attention.out_proj": (["attn.c_proj"], ["self_attn.o_proj"]),
-    "feed_forward_residual.norm": (["ln_2"], ["post_attention_layernorm"]),
-    "feed_forward.gate": ([], ["mlp.gate_proj"]),
-    "feed_forward.up": (["mlp.c_fc"], ["mlp.up_proj"]),
-    "feed_forward.down": (["mlp.c_proj"], ["mlp.down_proj"]),
-    "decoder_norm": (["ln_f"], ["norm"]),
-    "output": (["lm_head"], ["lm_head"]),
+_PLACES = {  # of ours: in GPT-2's files, in Llama's
+    "embedding": ("wte", "embed_tokens"),
+    "positions.table": ("wpe.weight", ""),
+    "decoder.*.attention_residual.norm": ("h.*.ln_1", "layers.*.input_layernorm"),
+    "decoder.*.attention.in_proj": ("h.*.attn.c_attn", "layers.*.self_attn.{q,k,v}_proj"),
+    "decoder.*.attention.query_norm": ("", "layers.*.self_attn.q_norm"),
+    "decoder.*.attention.key_norm": ("", "layers.*.self_attn.k_norm"),
+    "decoder.*.attention.out_proj": ("h.*.attn.c_proj", "layers.*.self_attn.o_proj"),
+    "decoder.*.feed_forward_residual.norm": ("h.*.ln_2", "layers.*.post_attention_layernorm"),
+    "decoder.*.feed_forward.gate": ("", "layers.*.mlp.gate_proj"),
+    "decoder.*.feed_forward.up": ("h.*.mlp.c_fc", "layers.*.mlp.up_proj"),
+    "decoder.*.feed_forward.down": ("h.*.mlp.c_proj", "layers.*.mlp.down_proj"),
+    "decoder_norm": ("ln_f", "norm"),
 }
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e008
@@ -348,18 +347,18 @@ class GPT(DecoderOnly, PretrainedModel):
             raise ValueError(f"GPT: config.json of {a.family} cannot express {', '.join(lost)}")
         return written
 
-    def weight_map(self) -> Iterator[Weights]:
-        """Say which tensors of a file make each parameter; a tied one has two names."""
+    def weight_names(self) -> dict[str, str]:
+        """Say what a file calls each parameter."""
         is_llama = self.config.family != "gpt2"
-        root, layers = ("model.", "layers") if is_llama else ("transformer.", "h")
-        for ours, _ in self.named_parameters(remove_duplicate=False):
-            place, kind = ours.rsplit(".", 1)
-            stem = root
-            if place.startswith("decoder."):
-                _, i, place = place.split(".", 2)
-                stem = f"{root}{layers}.{i}."
-            kind = "weight" if kind == "table" else kind  # of learned positions
-            names = _PLACES[place][is_llama]
-            theirs = tuple(f"{'' if place == 'output' else stem}{name}.{kind}" for name in names)
-            is_linear = place.startswith(("attention.", "feed_forward."))
-            yield Weights(ours, theirs, not is_llama and is_linear and kind == "weight")
+        root = "model." if is_llama else "transformer."
+        found = {ours: root + names[is_llama] for ours, names in _PLACES.items()}
+        if self.config.tie_embeddings:  # a file may name it twice
+            return found | {"embedding": f"{found['embedding']} lm_head"}
+        return found | {"output": "lm_head"}
+
+    def weight_map(self) -> Iterator[Weights]:
+        """Say where each parameter is in a file: GPT-2's hold the matrices of layers transposed."""
+        is_gpt2 = self.config.family == "gpt2"
+        for weights in super().weight_map():
+            matrix = re.search(r"\.(attention|feed_forward)\..*\.weight$", weights.ours)
+            yield weights._replace(transpose=is_gpt2 and matrix is not None)

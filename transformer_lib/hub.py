@@ -7,6 +7,7 @@ number goes where, and noticing when one is in the wrong place."""
 __all__ = ['FAMILIES', 'Weights', 'Settings', 'PretrainedModel', 'from_pretrained']
 
 # %% ../chapters/5_families/4_hub.ipynb #a1f0c3d2
+import dataclasses
 import json
 import re
 import warnings
@@ -22,7 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import CheckpointError, write_atomically
+from transformer_lib.checkpoints import (
+    CheckpointError,
+    StoredTensor,
+    require_own,
+    stored_tensors,
+    write_atomically,
+)
 from .shapes import import_extra, require
 
 # %% ../chapters/5_families/4_hub.ipynb #b2e1d4c3
@@ -77,6 +84,16 @@ class Settings:
         value = self.get(name, default)
         require(self.owner, **{name: (value, allowed)})
         return value
+
+    def fields(self, names: Mapping[str, str], config: Any) -> dict[str, Any]:
+        """Read fields of a config, {field: name in the file}; without one, the field's default."""
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        return {ours: self.get(theirs, defaults[ours]) for ours, theirs in names.items()}
+
+    def only(self, fixed: Mapping[str, Any]) -> None:
+        """Read settings of which this class knows one value each, and refuse every other."""
+        for name, value in fixed.items():
+            self.one_of(name, (value,), value)
 
     def refuse_unread(self, ignore: Sequence[str] = ()) -> None:
         """Refuse what was not read, unless it is unset, to be ignored, or no matter of inference.
@@ -157,30 +174,6 @@ def _tensor_files(where: str, fetch: _Fetch) -> list[Path]:
         raise ValueError(f"{where} is incomplete: {', '.join(missing)} not found")
     return [file for file in files.values() if file is not None]
 
-
-class _Stored(NamedTuple):
-    """A tensor in a file."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self) -> Tensor:
-        """Map it into memory, by a mapping of its own, which ends when the tensor is copied."""
-        with safe_open(self.file, framework="pt") as opened:
-            return opened.get_tensor(self.name)
-
-
-def _contents(file: Path) -> list[_Stored]:
-    """List a file's tensors, from its header alone."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            parts = [(name, opened.get_slice(name)) for name in opened.keys()]
-            return [_Stored(file, n, (*part.get_shape(),), part.get_dtype()) for n, part in parts]
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is corrupted: {error}; download it again") from error
-
 # %% ../chapters/5_families/4_hub.ipynb #f6a5b8e7
 class _Entry(NamedTuple):
     """An entry of a weight map, and what the file must hold for it."""
@@ -189,7 +182,7 @@ class _Entry(NamedTuple):
     shapes: dict[str, tuple[int, ...]]  # theirs
     transpose: bool
 
-    def join(self, found: Mapping[str, _Stored], dtype: torch.dtype | None) -> Tensor:
+    def join(self, found: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> Tensor:
         """Read ours: mapped where the file holds it as it is, else copied."""
         parts = [found[name].read() for name in self.shapes]
         parts = [part.mT for part in parts] if self.transpose else parts
@@ -231,13 +224,13 @@ _FLOATS = {
 
 def _match(
     model: "PretrainedModel", plan: list[list[_Entry]], files: list[Path]
-) -> dict[str, _Stored]:
+) -> dict[str, StoredTensor]:
     """Find each tensor by the name that the class expects; refuse unless all fits."""
     wanted = {name for entries in plan for entry in entries for name in entry.shapes}
-    found: dict[str, _Stored] = {}
+    found: dict[str, StoredTensor] = {}
     problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "wrong": []}
     own, where, spare = type(model).__name__, files[0].parent, list[str]()
-    for stored in (stored for file in files for stored in _contents(file)):
+    for stored in (stored for file in files for stored in stored_tensors(file)):
         name = stored.name
         for old, new in model.renames.items():
             name = re.sub(old, new, name)
@@ -294,23 +287,12 @@ def _fill(model: "PretrainedModel", files: list[Path], dtype: torch.dtype | None
 _MARK = {"library": "transformer_lib"}  # in the header of what we write, and of nothing else
 
 
-def _require_own(folder: Path) -> None:
-    """Refuse a folder whose files a save would delete."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another folder")
-    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    other = sorted(found - {_CONFIG, _MODEL})
+def _is_ours(folder: Path) -> bool:
     try:
         with safe_open(folder / _MODEL, framework="pt") as opened:
-            ours = _MARK.items() <= (opened.metadata() or {}).items()
+            return _MARK.items() <= (opened.metadata() or {}).items()
     except (OSError, SafetensorError):
-        ours = not found
-    if other or not ours:
-        names = ", ".join((other or sorted(found))[:3])
-        raise ValueError(
-            f"{folder} holds files that save_pretrained did not write ({names}); choose another "
-            f"folder"
-        )
+        return False
 
 # %% ../chapters/5_families/4_hub.ipynb #d0c9f2a1
 _Model = TypeVar("_Model", bound="PretrainedModel")
@@ -337,13 +319,32 @@ class PretrainedModel(nn.Module):
         """Return the config.json of this model, with model_type and architectures."""
         raise NotImplementedError
 
+    def weight_names(self) -> Mapping[str, str]:
+        """Say what a file calls each parameter, or each module with parameters.
+
+        In both names * is the number of a layer. In a file's name, {q,k} are parts that we hold
+        as one; more names, after spaces, are other names for the same.
+        """
+        raise NotImplementedError
+
     def weight_map(self) -> Iterable[Weights]:
         """Say where each parameter and persistent buffer is in a file.
 
-        Each has an entry, under any of its names if it is tied. Further entries of the same
-        tensor are other names that files use: at least one must be there, and all must agree.
+        Parameters are where `weight_names` says; for buffers, override this. Each tensor has an
+        entry, under any of its names if it is tied. Further entries of the same tensor are
+        other names that files use: at least one must be there, and all must agree.
         """
-        raise NotImplementedError
+        names = self.weight_names()
+        for ours, _ in self.named_parameters():
+            layer = re.search(r"\.(\d+)\.(?=.*\.)", ours)
+            key = ours if layer is None else ours.replace(layer[0], ".*.", 1)
+            place, _, kind = key.rpartition(".")
+            ending = "" if key in names else f".{kind}"
+            for name in names.get(key, names.get(place, "")).split():
+                before, _, rest = name.replace("*", layer[1] if layer else "*").partition("{")
+                inside, _, after = rest.partition("}")
+                parts = (f"{before}{part}{after}{ending}" for part in inside.split(","))
+                yield Weights(ours, tuple(parts))
 
     @classmethod
     def from_pretrained(
@@ -378,7 +379,7 @@ class PretrainedModel(nn.Module):
             CheckpointError: if it cannot be written.
         """
         folder = Path(folder).resolve()
-        _require_own(folder)
+        require_own(folder, (_CONFIG, _MODEL), _is_ours, writer="save_pretrained")
         tensors = {n: part for entries in _plan(self) for n, part in entries[0].split().items()}
         floats = {str(x.dtype)[len("torch.") :] for x in tensors.values() if x.is_floating_point()}
         config = self.settings() | ({"torch_dtype": floats.pop()} if len(floats) == 1 else {})

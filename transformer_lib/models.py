@@ -17,14 +17,9 @@ from torch import Tensor, nn
 
 from . import positions as _positions
 from .attention import causal_mask
-from transformer_lib.layers import (
-    DecoderLayer,
-    EncoderLayer,
-    LayerCache,
-    make_norm,
-    torch_options,
-)
-from .multihead import KVCache, MultiHeadAttention, require_heads
+from .cache import KVCache, LayerCache
+from .layers import DecoderLayer, EncoderLayer, make_norm, torch_options
+from .multihead import MultiHeadAttention, require_heads
 from .shapes import EVEN, RATE, SIZE, require, require_shapes
 
 # %% ../chapters/2_transformer/2_models.ipynb #28318170

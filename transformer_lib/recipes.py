@@ -28,6 +28,7 @@ from transformer_lib.checkpoints import (
     latest_valid,
     library_versions,
     load_checkpoint,
+    require_own,
     write_atomically,
 )
 from .losses import language_loss, translation_loss
@@ -287,28 +288,9 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
-def check_export_folder(
-    folder: str | Path, names: tuple[str, ...] = _EXPORTED,
-    is_ours: Callable[[Path], bool] = _is_ours,
-) -> None:  # fmt: skip
-    """Raise a ValueError if an export into this folder would delete other files.
-
-    Args:
-        names: what an export always holds; it may also hold its seal, export.json.
-        is_ours: folder with these files -> whether they are an export.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        if folder.exists():
-            raise ValueError(f"{folder} is a file; choose another folder for the export")
-        return
-    found = {path.name for path in folder.iterdir()}
-    other = sorted(found - {*names, _SEAL})
-    if found and (other or not {*names} <= found or not is_ours(folder)):
-        some = ", ".join((other or sorted(found))[:3])
-        raise ValueError(
-            f"{folder} holds files that are not from an export ({some}); choose another folder"
-        )
+def check_export_folder(folder: str | Path) -> None:
+    """Raise a ValueError if an export into this folder would delete other files."""
+    require_own(folder, _EXPORTED, _is_ours, writer="export_model", also=(_SEAL,))
 
 
 def _sha256(file: Path) -> str:

@@ -7,7 +7,7 @@ spans, can then learn any of these tasks."""
 __all__ = ['T5Config', 'T5', 'corrupt_spans']
 
 # %% ../chapters/5_families/3_t5.ipynb #53000101
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .hub import PretrainedModel, Settings, Weights
+from .hub import PretrainedModel, Settings
 from .layers import FeedForward, RMSNorm
 from .models import Transformer, TransformerConfig
 from .multihead import MultiHeadAttention, PositionScheme
@@ -41,6 +41,7 @@ class T5Config(TransformerConfig):
             sqrt(d_model), too; False for version 1.1, which does neither.
     """
 
+    vocab_size: int = 32_128
     max_len: int = 512
     attention_dropout: float = 0.1
     head_dim: int | None = 64
@@ -69,17 +70,23 @@ class _FinalNorm(RMSNorm):
 
 # %% ../chapters/5_families/3_t5.ipynb #53000104
 _ACTIVATIONS: dict[str, Any] = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
-_PLAIN = {"up": ("wi",), "down": ("wo",)}
-_GATED = {"gate": ("wi_0",), "up": ("wi_1",), "down": ("wo",)}
-_HEADS = {"in_proj": ("q", "k", "v"), "out_proj": ("o",)}
-_STACKS = {  # our sublayers and theirs, in order
-    "encoder": {"attention": "SelfAttention", "feed_forward": "DenseReluDense"},
-    "decoder": {
-        "self_attention": "SelfAttention",
-        "cross_attention": "EncDecAttention",
-        "feed_forward": "DenseReluDense",
-    },
+_SETTINGS = {  # in T5Config: in config.json
+    "vocab_size": "vocab_size", "d_model": "d_model", "n_heads": "num_heads", "head_dim": "d_kv",
+    "d_ff": "d_ff", "n_encoder_layers": "num_layers", "n_decoder_layers": "num_decoder_layers",
+    "n_buckets": "relative_attention_num_buckets", "norm_eps": "layer_norm_epsilon",
+    "max_distance": "relative_attention_max_distance", "tie_embeddings": "tie_word_embeddings",
+}  # fmt: skip
+_SUBLAYERS = {  # ours: theirs
+    "encoder.*.attention": "encoder.block.*.layer.0.SelfAttention",
+    "encoder.*.feed_forward": "encoder.block.*.layer.1.DenseReluDense",
+    "decoder.*.self_attention": "decoder.block.*.layer.0.SelfAttention",
+    "decoder.*.cross_attention": "decoder.block.*.layer.1.EncDecAttention",
+    "decoder.*.feed_forward": "decoder.block.*.layer.2.DenseReluDense",
 }
+_PARTS = {  # of a sublayer
+    "in_proj": "{q,k,v}", "out_proj": "o", "gate": "wi_0", "up": "wi_1", "down": "wo",
+    "positions.table": "relative_attention_bias.weight",
+}  # fmt: skip
 
 
 class T5(Transformer, PretrainedModel):
@@ -162,73 +169,38 @@ class T5(Transformer, PretrainedModel):
     def from_settings(cls, settings: Settings) -> "T5":
         """Build the model that a config.json describes, with random weights."""
         activation = settings.one_of("feed_forward_proj", tuple(_ACTIVATIONS), "relu")
-        depth = settings.get("num_layers", 6)
-        tied = settings.one_of("tie_word_embeddings", (True, False), True)
-        tied = settings.one_of("scale_decoder_outputs", (True, False), tied)  # newer files' word
-        settings.one_of("is_encoder_decoder", (True,), True)
+        settings.only({"is_encoder_decoder": True})
         for name in ("n_positions", "is_decoder", "dense_act_fn", "is_gated_act"):
             settings.get(name)  # of no effect: no position is limited, the rest is said above
-        config = T5Config(
-            vocab_size=settings.get("vocab_size", 32128),
-            d_model=settings.get("d_model", 512),
-            n_heads=settings.get("num_heads", 8),
-            d_ff=settings.get("d_ff", 2048),
-            head_dim=settings.get("d_kv", 64),
-            n_encoder_layers=depth,
-            n_decoder_layers=settings.get("num_decoder_layers", None) or depth,
-            n_buckets=settings.get("relative_attention_num_buckets", 32),
-            max_distance=settings.get("relative_attention_max_distance", 128),
-            norm_eps=settings.get("layer_norm_epsilon", 1e-6),
-            activation=_ACTIVATIONS[activation],
-            tie_embeddings=tied,
-        )
-        return cls(config)
+        found = settings.fields(_SETTINGS, T5Config)
+        found["n_decoder_layers"] = settings.get("num_decoder_layers") or found["n_encoder_layers"]
+        tied = settings.one_of("tie_word_embeddings", (True, False), True)
+        tied = settings.one_of("scale_decoder_outputs", (True, False), tied)  # newer files' word
+        found |= {"activation": _ACTIVATIONS[activation], "tie_embeddings": tied}
+        return cls(T5Config(**found))
 
     def settings(self) -> dict[str, Any]:
         """Return the config.json of the model."""
-        config = self.config
-        theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
-        return {
-            "model_type": "t5",
-            "architectures": ["T5ForConditionalGeneration"],
-            "vocab_size": config.vocab_size,
-            "d_model": config.d_model,
-            "d_kv": config.d_head,
-            "d_ff": config.d_ff,
-            "num_heads": config.n_heads,
-            "num_layers": config.n_encoder_layers,
-            "num_decoder_layers": config.n_decoder_layers,
-            "relative_attention_num_buckets": config.n_buckets,
-            "relative_attention_max_distance": config.max_distance,
-            "layer_norm_epsilon": config.norm_eps,
-            "feed_forward_proj": theirs[config.activation],
-            "dropout_rate": config.dropout,
-            "tie_word_embeddings": config.tie_embeddings,
-            "is_encoder_decoder": True,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "decoder_start_token_id": 0,
-        }
+        config, ends = self.config, {"pad_token_id": 0, "eos_token_id": 1}
+        found = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
+        names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+        found |= {"d_kv": config.d_head, "feed_forward_proj": names[config.activation]}
+        found |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+        found |= {"dropout_rate": config.dropout, "is_encoder_decoder": True}
+        return found | ends | {"decoder_start_token_id": 0}
 
-    def weight_map(self) -> Iterator[Weights]:
-        """Say which tensors of a file make which of ours."""
-        for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
-            yield Weights("embedding.weight", (f"{name}.weight",))
-        yield Weights("output.weight", ("lm_head.weight",))  # if tied, one more name of the same
-        feed_forward = _PLAIN if self.config.activation == "relu" else _GATED
-        for stack, sublayers in _STACKS.items():
-            yield Weights(f"{stack}_norm.weight", (f"{stack}.final_layer_norm.weight",))
-            for i in range(len(getattr(self, stack))):
-                for j, (name, kind) in enumerate(sublayers.items()):
-                    ours, theirs = f"{stack}.{i}.{name}", f"{stack}.block.{i}.layer.{j}"
-                    yield Weights(f"{ours}_residual.norm.weight", (f"{theirs}.layer_norm.weight",))
-                    parts = feed_forward if name == "feed_forward" else _HEADS
-                    for part, sources in parts.items():
-                        names = tuple(f"{theirs}.{kind}.{x}.weight" for x in sources)
-                        yield Weights(f"{ours}.{part}.weight", names)
-                    if i == 0 and kind == "SelfAttention":  # the table of the whole stack
-                        table = f"{theirs}.{kind}.relative_attention_bias.weight"
-                        yield Weights(f"{ours}.positions.table", (table,))
+    def weight_names(self) -> dict[str, str]:
+        """Say what a file calls each parameter."""
+        places = {"embedding": "shared encoder.embed_tokens decoder.embed_tokens"}
+        if self.config.tie_embeddings:  # one more name of the same
+            places["embedding"] += " lm_head"
+        places |= {"output": "lm_head", "encoder_norm": "encoder.final_layer_norm"}
+        places["decoder_norm"] = "decoder.final_layer_norm"
+        parts = _PARTS | ({"up": "wi"} if self.config.activation == "relu" else {})
+        for ours, theirs in _SUBLAYERS.items():
+            places[f"{ours}_residual.norm"] = f"{theirs.rpartition('.')[0]}.layer_norm"
+            places |= {f"{ours}.{part}": f"{theirs}.{name}" for part, name in parts.items()}
+        return places
 
 # %% ../chapters/5_families/3_t5.ipynb #53000105
 def corrupt_spans(

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from .attention import padding_mask
 from .batches import PairBatches
 from .beam_search import beam_search
-from .checkpoints import library_versions, write_atomically
+from .checkpoints import library_versions, require_own, write_atomically
 from .generation import evaluation_copy, greedy
 from .models import Transformer
 from .multihead import recording
-from .recipes import check_export_folder, load_export
+from .recipes import load_export
 from .shapes import import_extra, require
 from .tokenizer import BEGIN, END, UNKNOWN, Tokenizer, checked_texts
 
@@ -192,7 +192,7 @@ def to_ctranslate2(model: Transformer, folder: str | Path) -> Path:
         raise ValueError(
             f"to_ctranslate2: the parameters must be those of a Transformer, got {odd[0]}"
         )
-    check_export_folder(folder, _FILES, _is_sealed)
+    require_own(folder, _FILES, _is_sealed, writer="to_ctranslate2", also=(_SEAL,))
     spec = _engine_spec(model)
 
     def write(draft: Path) -> None:

@@ -6,15 +6,15 @@
 __all__ = ['ViTConfig', 'ViT']
 
 # %% ../chapters/6_modalities/1_vit.ipynb #483fa4cb
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .hub import PretrainedModel, Settings, Weights
+from .hub import PretrainedModel, Settings
 from .layers import EncoderLayer
 from .multihead import MultiHeadAttention
 from .shapes import RATE, SIZE, require, require_shapes
@@ -107,20 +107,18 @@ _SETTINGS = {  # ours: theirs
     "attention_dropout": "attention_probs_dropout_prob", "norm_eps": "layer_norm_eps",
 }  # fmt: skip
 _OF_OTHER_HEADS = ("encoder_stride", "pooler_act", "pooler_output_size")
-_AROUND = {  # ours: theirs; before the layers, and after them
+_PLACES = {  # ours: theirs
     "class_token": "embeddings.cls_token",
     "distillation_token": "embeddings.distillation_token",
     "positions": "embeddings.position_embeddings",
     "patches": "embeddings.patch_embeddings.projection",
+    "encoder.*.attention.in_proj": "encoder.layer.*.attention.attention.{query,key,value}",
+    "encoder.*.attention.out_proj": "encoder.layer.*.attention.output.dense",
+    "encoder.*.attention_residual.norm": "encoder.layer.*.layernorm_before",
+    "encoder.*.feed_forward.up": "encoder.layer.*.intermediate.dense",
+    "encoder.*.feed_forward.down": "encoder.layer.*.output.dense",
+    "encoder.*.feed_forward_residual.norm": "encoder.layer.*.layernorm_after",
     "encoder_norm": "layernorm",
-}
-_LAYER = {  # ours: theirs; in each layer
-    "attention.in_proj": [f"attention.attention.{part}" for part in ("query", "key", "value")],
-    "attention.out_proj": ["attention.output.dense"],
-    "attention_residual.norm": ["layernorm_before"],
-    "feed_forward.up": ["intermediate.dense"],
-    "feed_forward.down": ["output.dense"],
-    "feed_forward_residual.norm": ["layernorm_after"],
 }
 
 # %% ../chapters/6_modalities/1_vit.ipynb #a85497a5
@@ -215,8 +213,7 @@ class ViT(PretrainedModel):
         names = settings.get("id2label") or {}
         labels = tuple(names[key] for key in sorted(names, key=int)) if has_head else ()
         n_labels = (len(labels) or settings.get("num_labels", 2)) if has_head else None
-        options = {f.name: settings.get(_SETTINGS[f.name], f.default)
-                   for f in fields(ViTConfig) if f.name in _SETTINGS}  # fmt: skip
+        options = settings.fields(_SETTINGS, ViTConfig)
         options |= {key: _pair(options[key]) for key in ("image_size", "patch_size")}
         options["activation"] = settings.one_of("hidden_act", get_args(_Activation), "gelu")
         chosen: dict[str, Any] = {"n_labels": n_labels, "labels": labels}
@@ -239,19 +236,10 @@ class ViT(PretrainedModel):
     def _family(self) -> str:
         return "vit" if self.config.distillation == "none" else "deit"
 
-    def weight_map(self) -> Iterable[Weights]:
-        """Say where each parameter is in a file."""
+    def weight_names(self) -> dict[str, str]:
+        """Say what a file calls each parameter."""
         base = "" if self.head is None else f"{self._family}."
-        first = "classifier" if self.distillation_head is None else "cls_classifier"
-        heads = {"head": first, "distillation_head": "distillation_classifier"}
-        for ours, _ in self.named_parameters():
-            part, _, kind = ours.rpartition(".") if "." in ours else (ours, "", "")
-            kind = f".{kind}" if kind else ""
-            if part.startswith("encoder."):
-                _, i, part = part.split(".", 2)
-                theirs = [f"{base}encoder.layer.{i}.{name}{kind}" for name in _LAYER[part]]
-            elif part in heads:
-                theirs = [heads[part] + kind]
-            else:
-                theirs = [base + _AROUND[part] + kind]
-            yield Weights(ours, tuple(theirs))
+        heads = {"head": "classifier"}
+        if self.distillation_head is not None:
+            heads = {"head": "cls_classifier", "distillation_head": "distillation_classifier"}
+        return {ours: base + theirs for ours, theirs in _PLACES.items()} | heads
