@@ -124,7 +124,8 @@ _GAIN = 1.25  # what is nearer to one, a clock can hardly tell from chance
 
 def _seconds(n_rows: int = 128, n_in: int = 256, n_out: int = 1024) -> list[float]:
     """Time a linear layer, forward and backward, by torch and by oneDNN: the best of each."""
-    best, options = [math.inf, math.inf], {"dtype": torch.float32, "device": "cpu"}
+    best: list[float] = [math.inf, math.inf]
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         x, weight, bias, grad = (
             torch.linspace(-1, 1, math.prod(shape), **options).view(shape).requires_grad_()

@@ -278,7 +278,8 @@ class Transformer(_TokenModel):
         own, stacks = "Transformer.from_torch", (model.encoder, model.decoder)
         copies: list[nn.ModuleList] = []
         told: list[dict[str, Any]] = []
-        for kind, stack in zip((EncoderLayer, DecoderLayer), stacks, strict=True):
+        kinds: tuple[Any, ...] = (EncoderLayer, DecoderLayer)
+        for kind, stack in zip(kinds, stacks, strict=True):
             layers = getattr(stack, "layers", [stack])  # else it is refused as a layer
             copies.append(nn.ModuleList(map(kind.from_torch, layers)))
             closed = {"final_norm": stack.norm is not None}

@@ -72,8 +72,8 @@ def require_shapes(function: str, sizes: Mapping[str, int] = {}, /, **inputs: An
                 differ.append(a)
         if differ or len(shape) != len(letters):
             where = " with " * bool(differ) + ", ".join(f"{a} = {known[a]}" for a in differ)
-            axes, got = ", ".join(letters), tuple(x.shape)
-            raise ValueError(f"{function}: {name} must have shape ({axes}){where}, got {got}")
+            wanted = f"({', '.join(letters)}){where}"
+            raise ValueError(f"{function}: {name} must have shape {wanted}, got {tuple(x.shape)}")
         if len(more) > 1 and x.numel() and x.is_cpu and not torch.compiler.is_compiling():
             low, high, n = *map(int, x.aminmax()), more[1]
             if low < 0 or high >= n:
