@@ -20,7 +20,7 @@ WRITTEN := tests benchmarks _ext build.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test serve export chapter lint sync unit typed untyped pages site-check format mutants bench gpu bounds set-repo clean
+.PHONY: help book epub test serve export chapter lint sync unit typed untyped pages site-check format mutants bench gpu bounds set-repo clean
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -32,6 +32,9 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 
 book: $(VENV)/installed  ## execute every chapter that changed and build the site into out/site
 	@$(BIN)/python build.py book
+
+epub: $(VENV)/installed  ## build the book and the same pages as an EPUB, which the site's first page then links to
+	@$(BIN)/python build.py epub
 
 test: lint unit pages  ## everything a change must pass, the book included (`make -k test` runs all in spite of failures)
 	@echo "everything passed"

@@ -5,7 +5,7 @@ there is an environment. Everything is written below out/:
 
     out/executed/   each chapter with its outputs, and the key of what they were computed from
     out/book/       the sources of the site: the project with its executed chapters
-    out/site/       the site
+    out/site/       the site, and the EPUB if `make epub` built it
     out/logs/       the output of pip, of each notebook and of Sphinx
 """
 
@@ -258,6 +258,29 @@ def book():
     print("or run `make serve` and open http://localhost:8000/")
 
 
+EPUB = "executable-transformer.epub"
+NO_EPUB = "<!-- epub -->"  # where index.md will name the EPUB
+
+
+def epub():
+    """Build the book, and the same pages as one file for readers of EPUBs."""
+    book()
+    folder, target = OUT / "build" / "_build", OUT / "site" / EPUB
+    command = [BIN / "jupyter-book", "build", OUT / "book", "--path-output", OUT / "build"]
+    command += ["--builder", "custom", "--custom-builder", "epub"]
+    status, output, _ = run("epub", *command, "-W", "-n", "--keep-going")
+    if status:
+        sys.exit(complaints(output))
+    (built,) = (folder / "epub").glob("*.epub")
+    shutil.copyfile(built, target)
+    index = OUT / "site" / "index.html"
+    size = f"{target.stat().st_size / 1e6:.0f} MB"
+    link = f'<p><a href="{EPUB}" download>The book as an EPUB</a>, {size}, to read offline.</p>'
+    text = index.read_text(encoding="utf-8").replace(NO_EPUB, link)
+    index.write_text(text, encoding="utf-8")
+    print(f"The EPUB is out/site/{EPUB}; the first page of the site links to it")
+
+
 def find_chapter(wanted):
     """The one notebook of that number (1.3), name (attention) or beginning of a path."""
     every = notebooks()
@@ -337,7 +360,7 @@ def set_repo(url=""):
 
 
 COMMANDS = {
-    "install": install, "constraints": constraints, "book": book, "chapter": chapter,
+    "install": install, "constraints": constraints, "book": book, "epub": epub, "chapter": chapter,
     "serve": serve, "set-repo": set_repo,
 }  # fmt: skip
 

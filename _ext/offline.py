@@ -27,7 +27,7 @@ def without_thebe(app, config):
 
 
 def serve_mathjax(app, failure):
-    if failure is None and app.builder.format == "html":
+    if failure is None and app.builder.name in ("html", "dirhtml"):
         copytree(
             MATHJAX, Path(app.outdir, "_static", "mathjax"), ignore=NOT_SERVED, dirs_exist_ok=True
         )

@@ -141,8 +141,8 @@ class ModulesDirective(Directive):
         items = nodes.bullet_list(classes=["modules"])
         for name in " ".join(self.content).split():
             said = module(name)
-            title = to_label(f"api-{name}", page, nodes.literal("", name, classes=["module"]))
-            first = nodes.paragraph("", "", title, nodes.Text(f" {said.about} "))
+            title = nodes.strong("", "", to_label(f"api-{name}", page, nodes.Text(name)))
+            first = nodes.paragraph("", "", title, nodes.Text(f": {said.about} "))
             first += [nodes.Text("Chapter: "), to_label(f"ch-{name}", page), nodes.Text(".")]
             second = nodes.paragraph("", "", classes=["names"])
             for i, one in enumerate(said.names):

@@ -136,6 +136,26 @@ const check_keyboard = async (page, name) => {
   if (unnamed) fail('keyboard', name, `${unnamed} folds have no name`);
 };
 
+// The box that filters the glossary, and addresses of the reference from when it was one page.
+const check_own_scripts = async (page, name) => {
+  if (/_glossary\.html$/.test(name)) {
+    const shown = () => page.$$eval('dl.glossary dd', (all) => all.filter((one) => one.checkVisibility()).length);
+    const every = await shown();
+    await page.locator('#filter').focus();
+    await page.keyboard.type('Padding mask');
+    if (await shown() !== 1) fail('glossary', name, `the filter leaves ${await shown()} terms for "Padding mask"`);
+    await page.keyboard.press('Escape');
+    if (await shown() !== every) fail('glossary', name, 'Escape does not bring the terms back');
+  }
+  if (/_api\.html$/.test(name)) {
+    const other = await page.context().newPage();
+    await other.goto(`${base}${name}#transformer_lib.trainer.Trainer`);
+    await other.waitForURL(/api\/trainer\.html#transformer_lib\.trainer\.Trainer$/, { timeout: 20_000 })
+      .catch(() => fail('reference', name, 'an old address does not lead to the page of its module'));
+    await other.close();
+  }
+};
+
 const browser = await chromium.launch({ executablePath: program, args: ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'] });
 for (const name of pages) {
   const context = await browser.newContext({ viewport: WIDE, colorScheme: 'light', reducedMotion: 'reduce' });
@@ -180,6 +200,7 @@ for (const name of pages) {
 
   await page.setViewportSize(WIDE);
   await check_keyboard(page, name);
+  await check_own_scripts(page, name);
 
   await page.setViewportSize({ width: 680, height: 960 }); // A4 within its margins
   await page.emulateMedia({ media: 'print' });

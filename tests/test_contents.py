@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+from xml.etree import ElementTree
 
 import pytest
 from notebooks import (
@@ -226,6 +228,40 @@ def test_progress_bars_ask_for_no_widgets():
     # Without ipywidgets, tqdm.auto writes a warning onto the page.
     files = [*ROOT.glob("chapters/**/*.ipynb"), *ROOT.glob("transformer_lib/*.py")]
     assert not [f.name for f in files if re.search(r"tqdm\.(auto|notebook)", f.read_text("utf-8"))]
+
+
+def formulas(text):
+    """[(formula, whether it is displayed)] of a page."""
+    text = re.sub(
+        r"^(`{3,}|~{3,})(?!\{(?:admonition|exercise|note)).*?^\1\s*$", "", text, flags=re.M | re.S
+    )
+    text = re.sub(r"`[^`\n]*`", "", text)
+    displayed = r"\$\$(.+?)\$\$"
+    yield from ((tex, True) for tex in re.findall(displayed, text, re.S))
+    text = re.sub(displayed, "", text, flags=re.S)
+    yield from ((tex, False) for tex in re.findall(r"(?<![\\$\d])\$([^$\s][^$]*?)\$", text))
+
+
+@pytest.mark.parametrize("page", [nb.page for nb in NOTEBOOKS])
+def test_formulas_can_be_written_as_mathml(page):
+    # for readers of the EPUB, who have no MathJax
+    sys.path.insert(0, str(ROOT / "_ext"))
+    from epub import to_mathml
+
+    (nb,) = [nb for nb in NOTEBOOKS if nb.page == page]
+    for cell in nb.text:
+        for tex, is_displayed in formulas(cell.source):
+            xml = to_mathml(tex.strip(), is_displayed).replace("&ApplyFunction;", "")
+            assert ElementTree.fromstring(xml).get("alttext") == " ".join(tex.split())
+
+
+def test_mathml_knows_the_commands_of_the_chapters():
+    sys.path.insert(0, str(ROOT / "_ext"))
+    from epub import to_mathml
+
+    assert "<mfrac><mn>1</mn><mn>2</mn></mfrac>" in to_mathml(r"\frac12")
+    assert "…" in to_mathml(r"a, \dots, b") and "⇔" in to_mathml(r"a \iff b")
+    assert 'display="block"' in to_mathml(r"\big( a \big)", is_block=True)
 
 
 # The appendix

@@ -10,15 +10,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from notebooks import contents, modules, topic
+from notebooks import build, contents, modules, topic
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_ext"))
@@ -711,6 +713,51 @@ def test_notebooks_to_download_say_how_to_install(tmp_path):
     (line,) = json.loads((tmp_path / "a.ipynb").read_text())
     assert line.startswith("    raise ModuleNotFoundError(") and "OWNER" not in line
     compile(line.strip(), "cell", "exec")
+
+
+# The EPUB
+
+EPUB = SITE / build().EPUB
+
+
+@pytest.fixture(scope="module")
+def book():
+    """{name: bytes} of the files of the EPUB."""
+    if not EPUB.exists():
+        pytest.skip("there is no EPUB: `make epub` builds it")
+    with zipfile.ZipFile(EPUB) as archive:
+        assert archive.infolist()[0].filename == "mimetype"  # the standard wants it first
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_first_page_links_to_the_epub_where_it_exists():
+    links = [a for a in article("index").find_all("a", href=True) if a["href"] == EPUB.name]
+    assert len(links) == EPUB.exists()
+    assert (build().NO_EPUB in html("index")) != EPUB.exists()
+
+
+def test_epub_is_xml_with_formulas_pictures_and_links_that_resolve(book):
+    pages = {n: ElementTree.fromstring(text) for n, text in book.items() if n.endswith("html")}
+    assert len(pages) > len(CONTENTS)
+    anchors = {name: {e.get("id") for e in page.iter()} for name, page in pages.items()}
+    n_formulas = n_pictures = 0
+    for name, page in pages.items():
+        for element in page.iter():
+            tag = element.tag.rpartition("}")[2]
+            assert tag not in ("script", "iframe"), name
+            n_formulas += tag == "math"
+            address = element.get("src" if tag == "img" else "href", "")
+            if tag == "img":
+                n_pictures += 1
+                assert element.get("alt"), (name, address)
+            if not address or re.match(r"\w+:", address):
+                continue
+            path, _, anchor = unquote(address).partition("#")
+            folder = os.path.dirname(name)
+            target = os.path.normpath(os.path.join(folder, path)) if path else name
+            assert target in book, (name, address)
+            assert not anchor or tag == "link" or anchor in anchors[target], (name, address)
+    assert n_formulas > 1000 and n_pictures > 100
 
 
 # A real browser

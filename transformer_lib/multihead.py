@@ -65,7 +65,7 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         d_model: width D of the inputs and the output.
-        n_heads: H.
+        n_heads: number of heads H.
         n_kv_heads: G, number of key-value heads, a divisor of n_heads; None means n_heads.
         d_head: K, the width of a head; None means d_model / n_heads.
         bias: whether the projections add a bias.

@@ -241,7 +241,7 @@ class RelativeBias(PositionScheme):
     max_distance, beyond which all distances share the last.
 
     Args:
-        n_heads: H.
+        n_heads: number of heads H.
         n_buckets: even if bidirectional, since half of them then serve keys that come later.
         max_distance: distance by which the last bucket is reached, in positions.
         bidirectional: False for causal attention, where no key comes later.
