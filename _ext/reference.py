@@ -115,6 +115,12 @@ def write_pages(app):
             file.write_text(text, encoding="utf-8")
 
 
+def keep_pages(app, config):
+    """A second build finds the pages of the first, which the table of contents does not list."""
+    kept = [pattern for pattern in config.exclude_patterns if "/appendix/api/" not in pattern]
+    config.exclude_patterns = kept
+
+
 def to_label(label, page, *children):
     """A reference to a label; without children, it shows the title that the label has."""
     text = children or (nodes.inline("", label),)
@@ -179,6 +185,7 @@ def without_docstring(app, what, name, obj, options, lines):
 
 def setup(app):
     app.add_directive("modules", ModulesDirective)
+    app.connect("config-inited", keep_pages, priority=950)  # after the table of contents is read
     app.connect("builder-inited", write_pages)
     app.connect("doctree-read", link_names)
     app.connect("autodoc-process-docstring", without_docstring)
