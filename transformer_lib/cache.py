@@ -31,6 +31,13 @@ class KVCache:
         self.max_len, self.length = max_len, 0
         self._buffer: Tensor | None = None  # (2, B, G, max_len, K): keys, then values
 
+    def _end(self, n_new: int) -> int:
+        """Count the positions with n_new more, for which there must be room."""
+        end = self.length + n_new
+        if self.max_len is not None and end > self.max_len:
+            raise ValueError(f"cache is full: max_len = {self.max_len}, needed {end}")
+        return end
+
     def append(
         self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
@@ -41,9 +48,7 @@ class KVCache:
         if self._buffer is None or self.max_len is None:
             self.max_len = n_new if self.max_len is None else self.max_len
             self._buffer = key.new_empty(2, batch, heads, self.max_len, width)
-        end = self.length + n_new
-        if end > self.max_len:
-            raise ValueError(f"cache is full: max_len = {self.max_len}, needed {end}")
+        end = self._end(n_new)
         keys, values = self._buffer.narrow(3, self.length, n_new).unbind()
         like = [(x.shape, x.dtype, x.device) for x in (keys, key, value)]
         if not like[0] == like[1] == like[2]:  # the whole check takes longer than this one
@@ -125,9 +130,7 @@ class WindowCache(KVCache):
         self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
         """Store the next T positions; return these and up to window - 1 before them."""
-        end = self.length + key.shape[2]
-        if self.max_len is not None and end > self.max_len:
-            raise ValueError(f"cache is full: max_len = {self.max_len}, needed {end}")
+        end = self._end(key.shape[2])
         if self._recent.length + key.shape[2] > (self._recent.max_len or 0):
             self._renew(key.shape[2])
         first = max(self._recent.length - self.window + 1, 0)

@@ -28,8 +28,8 @@ MUTANTS = [
     ),
     (
         "cache lets too much in by one",
-        "if end > self.max_len:",
-        "if end > self.max_len + 1:",
+        "and end > self.max_len:",
+        "and end > self.max_len + 1:",
     ),
     (
         "cache takes tensors with gradients",
