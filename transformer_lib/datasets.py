@@ -24,6 +24,11 @@ import numpy as np
 from .shapes import import_extra, require
 
 # %% ../chapters/appendix/f_datasets.ipynb #3baaf87d
+@functools.lru_cache(maxsize=2**16)  # a recipe that runs again needs the same names again
+def _in_words(n: int, language: str) -> str:
+    return import_extra("num2words").num2words(n, lang=language)
+
+
 def number_names(
     source: str = "en", target: str = "de", numbers: Iterable[int] = range(10_000)
 ) -> list[tuple[str, str]]:
@@ -37,7 +42,7 @@ def number_names(
         ValueError: if num2words does not know a language, or cannot write a number in it.
     """
     package = import_extra("num2words")
-    write, known = package.num2words, package.CONVERTER_CLASSES
+    known = package.CONVERTER_CLASSES
     if not all({s, str(s).split("_")[0]} & known.keys() for s in (source, target)):
         raise ValueError(
             "number_names: source and target must be languages of num2words, "
@@ -49,7 +54,7 @@ def number_names(
             raise ValueError(f"number_names: number {i} must be an integer, got {n!r:.50}")
         n = int(n)
         try:
-            pairs.append((write(n, lang=source), write(n, lang=target)))
+            pairs.append((_in_words(n, source), _in_words(n, target)))
         except Exception as error:  # of many kinds: each language has its own code and limits
             raise ValueError(
                 f"number_names: num2words cannot write number {i} in {source!r} and {target!r}: "
