@@ -179,10 +179,18 @@ def test_train_takes_any_setting_of_model_training_and_batches(tmp_path, monkeyp
 def test_train_shows_validation_losses_and_samples(tmp_path, monkeypatch, capsys):
     run(tmp_path, monkeypatch=monkeypatch)
     told = capsys.readouterr().out
-    assert "step 2: validation loss" in told and "step 4: validation loss" in told
+    assert told.count("step 2 of 4, validation loss") == 1 and told.count("validation loss") == 2
     for source, target in PAIRS[40:43]:
         assert f"source     {source}" in told and f"reference  {target}" in told
     assert told.count("output     ") == 3
+
+
+def test_train_shows_validation_losses_above_the_bar_of_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    run(tmp_path, monkeypatch=monkeypatch)
+    told = capsys.readouterr().out
+    assert "step 2: validation loss" in told and "step 4: validation loss" in told
+    assert "of 4, validation loss" not in told
 
 
 def test_train_learns_from_parallel_lines(tmp_path, monkeypatch, capsys):

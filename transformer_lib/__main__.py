@@ -285,7 +285,7 @@ def _train(options: argparse.Namespace) -> None:
         board = tensorboard_log(folder / "tensorboard") if options.tensorboard else None
 
         def log(record: dict[str, Any]) -> None:
-            if "validation_loss" in record:
+            if "validation_loss" in record and sys.stderr.isatty():  # else Progress writes a line
                 loss = record["validation_loss"]
                 tqdm.write(f"step {record['step']}: validation loss {loss:.4f} nats per token")
             if board is not None:
