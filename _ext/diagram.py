@@ -43,7 +43,7 @@ def column(x, label, families, rows):
         yield name, Box(x, y, 146, 30, text, topics)
         yield f"{name}-norm", Box(x, y + 39, 146, LOW, "add & norm", norms)
         y += 82
-    yield label, Box(x - 20, 134, 174, y - 142, f"{label} × N", STACKS, "frame")
+    yield label, Box(x - 20, 131, 174, y - 139, f"{label} × N", STACKS, "frame")
 
 
 BOXES = {
@@ -77,7 +77,7 @@ BOXES = {
         ("generation", "sampling", "speculative", "beam_search", "translation"),
     ),
     "text": Box(230, 532, 146, LOW, "measure the text", ("bleu", "translation")),
-    "head": Box(14, 352, 174, 204, "inside one attention", ("attention", "one_sentence"), "frame"),
+    "head": Box(14, 349, 174, 207, "inside one attention", ("attention", "one_sentence"), "frame"),
     "query": Box(24, 376, 48, LOW, "query", ("scores", "one_sentence"), color=QUERY),
     "key": Box(77, 376, 48, LOW, "key", ("scores", "one_sentence"), color=KEY),
     "value": Box(130, 376, 48, LOW, "value", ("attention", "one_sentence"), color=VALUE),
@@ -86,7 +86,7 @@ BOXES = {
     "average": Box(24, 486, 154, LOW, "weighted average", ("attention",)),
     "join": Box(24, 522, 154, LOW, "join the heads", ("multihead",)),
     "training": Box(
-        14, 568, 370, 60, "training loop", ("gpu", "trainer", "recipes"), "frame"
+        14, 565, 370, 63, "training loop", ("gpu", "trainer", "recipes"), "frame"
     ),
     "batches": Box(24, 592, 80, LOW, "batches", ("batches", "tokenizer")),
     "loss": Box(118, 592, 66, LOW, "loss", ("losses",)),
@@ -151,7 +151,7 @@ def draw_box(name, box, lit, small):
         return shape
     place = f'x="{x:g}" y="{y + 4:g}"'
     if box.kind == "frame":
-        place = f'class="title" x="{box.x + 8:g}" y="{box.y + 14:g}"'
+        place = f'class="title" x="{box.x + 8:g}" y="{box.y + 17:g}"'
     return f"{shape}<text {place}>{escape(box.text)}</text>"
 
 

@@ -83,6 +83,10 @@ def scripts(page, is_search=False):
     page = re.sub(r'\s*<link rel="preload" as="script"[^>]*>', "", page)
     page = re.sub(r'\s*<link [^>]*href="[^"]*togglebutton\.css[^"]*"[^>]*>', "", page)
     page = re.sub(r"<script (?=src=|data-[^>]*src=)", "<script defer ", page)
+    # _static/reading.js loads MathJax when it is needed
+    page = re.sub(
+        r'<script defer(?:="defer")? (src="[^"]*mathjax/)', r'<script type="text/plain" \1', page
+    )
     return re.sub(
         r"\s*<!-- (?:So that users|Pre-loaded|Loaded before|Scripts loaded)[^>]*-->", "", page
     )

@@ -13,9 +13,7 @@ document.addEventListener("DOMContentLoaded", () => {
   };
   window.addEventListener("hashchange", open);
   open();
-  // Equations that are wider than their column are set smaller, to 13 pixels at least, as soon as they are set at all.
-  const ready = window.MathJax?.startup?.promise ?? Promise.resolve();
-  ready.then(fit);
+  setMathematics().then(fit);
   document.addEventListener("toggle", fit, true); // what was folded had no width
   let width = innerWidth;
   window.addEventListener("resize", () => {
@@ -24,6 +22,36 @@ document.addEventListener("DOMContentLoaded", () => {
   });
 });
 
+// MathJax is heavier than a page, so it comes when a formula is near the screen, when the reader does anything, or
+// three seconds after the page. It sets ten formulas at a time: in between, the page can scroll.
+function setMathematics() {
+  const source = document.querySelector('script[type="text/plain"][src*="mathjax"]');
+  if (!source) return Promise.resolve();
+  const formulas = [...document.querySelectorAll(".math")];
+  const load = () => {
+    if (source.isConnected) document.head.append(Object.assign(document.createElement("script"), { src: source.src }));
+    source.remove();
+  };
+  const near = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && load(), { rootMargin: "100% 0px" });
+  formulas.forEach((one) => near.observe(one));
+  for (const event of ["scroll", "pointerdown", "keydown"]) addEventListener(event, load, { once: true, passive: true });
+  addEventListener("load", () => setTimeout(load, 3000));
+  const done = new Promise((resolve) => {
+    const pageReady = async () => {
+      near.disconnect();
+      for (let i = 0; i < formulas.length; i += 10) {
+        await MathJax.typesetPromise(formulas.slice(i, i + 10));
+        await new Promise((next) => setTimeout(next));
+      }
+      resolve();
+    };
+    window.MathJax = { ...window.MathJax, startup: { pageReady } };
+  });
+  window.MathJax.startup.promise = done; // as MathJax itself names it, later
+  return done;
+}
+
+// Equations that are wider than their column are set smaller, to 13 pixels at least.
 const SMALLEST = 13;
 function fit() {
   const all = (selector) => [...document.querySelectorAll(`article ${selector}`)].filter((box) => box.clientWidth);

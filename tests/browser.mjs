@@ -170,7 +170,7 @@ for (const name of pages) {
     else if (response.url().startsWith(base) && /\.(html|css|m?js)$/.test(file) && !file.includes('mathjax')) sent.set(file, fs.statSync(file).size);
   });
   await page.goto(base + name, { waitUntil: 'load', timeout: 120_000 });
-  await page.evaluate(async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; await new Promise((done) => setTimeout(done, 300)); });
+  await page.evaluate(async () => { window.dispatchEvent(new Event('scroll')); await window.MathJax?.startup?.promise; await document.fonts.ready; await new Promise((done) => setTimeout(done, 300)); });
 
   const bytes = [...sent.values()].reduce((sum, size) => sum + size, 0);
   if (/^chapters\/\d/.test(name) && bytes > HEAVIEST) fail('weight', name, `${Math.round(bytes / 1000)} kB of HTML, CSS and scripts`);
