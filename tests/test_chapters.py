@@ -394,6 +394,24 @@ def the_first_screen_has_no_import_cell(nb):
 
 
 @rule
+def every_table_has_a_caption(nb):
+    """Where its last line shows that it is one; the tests of the site find the others."""
+    for c in nb.code:
+        if not c.source.strip() or "remove-cell" in c.tags or not c.tree.body:
+            continue
+        last = ast.unparse(c.tree.body[-1])
+        shows = re.search(r"\bpd\.DataFrame\(|\.to_frame\(", last) and not last.startswith("assert")
+        is_value = isinstance(c.tree.body[-1], ast.Expr) and not isinstance(
+            c.tree.body[-1].value, ast.Tuple
+        )
+        caption = c.metadata.get("mystnb", {}).get("table", {}).get("caption", "")
+        if shows and is_value and len(caption.split()) < 3:
+            yield f"give the table a caption: {last.splitlines()[-1][-60:]!r}"
+        if caption and not caption.endswith("."):
+            yield f"a caption ends with a full stop: {caption!r}"
+
+
+@rule
 def equations_fit_their_column(nb):
     for c in nb.text:
         for name, found, room in too_wide(c.source):
@@ -573,6 +591,12 @@ BROKEN = [
     (
         "the_install_cell_is_there_iff_needed",
         lambda: toy(lambda cells: cells.insert(6, cells.pop(3))),
+    ),
+    ("every_table_has_a_caption", lambda: toy(put(8, code("pd.DataFrame(rows).round(2)")))),
+    ("every_table_has_a_caption", lambda: toy(put(8, code("losses.to_frame() if 1 else 2")))),
+    (
+        "every_table_has_a_caption",
+        lambda: toy(put(8, code("1", mystnb={"table": {"caption": "Losses by step"}}))),
     ),
     ("every_plot_is_a_figure", lambda: toy(put(8, code("plt.plot([1, 2]);")))),
     ("every_plot_is_a_figure", lambda: toy(put(8, code("attention_heatmap(weights);")))),
