@@ -20,7 +20,7 @@ WRITTEN := tests benchmarks _ext build.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book epub test serve export chapter lint sync unit typed untyped pages site-check format mutants bench gpu bounds set-repo clean
+.PHONY: help book epub test serve export chapter lint sync unit typed untyped pages site-check lighthouse format mutants bench gpu bounds set-repo clean
 
 help:  ## list the targets
 	@echo "make TARGET, where TARGET is one of:"
@@ -78,6 +78,11 @@ pages: book  ## the tests of the built pages
 site-check: book  ## open every built page in Chromium: accessibility, links, weight, phone and paper
 	@npm install --silent --no-audit --no-fund --prefix out/browser playwright-core@1.65.1 axe-core@4.14.1
 	BOOK_BROWSER=insist $(PYTEST) tests/test_site.py -k browser
+
+# Needs what site-check needs; takes about fifteen minutes, and a machine that does nothing else.
+lighthouse: book  ## let Lighthouse measure five pages of the site; writes results/lighthouse.json
+	@npm install --silent --no-audit --no-fund --prefix out/browser lighthouse@12.8.2
+	$(BIN)/python -m benchmarks.lighthouse results/lighthouse.json
 
 format: $(VENV)/installed  ## format the Python files that are written by hand
 	$(BIN)/ruff format $(WRITTEN)
