@@ -398,8 +398,10 @@ class LabeledBatches(ResumableBatches):
         if n == 0:
             raise ValueError(f"{own}: inputs must hold at least one text or image, got 0")
         self._images = inputs if isinstance(inputs, Tensor) else None
-        images: dict[str, Any] = {"images": (self._images, "N C H W")}
-        require_shapes(own, {"N": n}, **images, labels=(self._labels, "N", int))
+        given: dict[str, Any] = {"labels": (self._labels, "N", int)}
+        if self._images is not None:
+            given = {"images": (self._images, "N C H W")} | given
+        require_shapes(own, {"N": n}, **given)
         self._texts = _Rows([] if isinstance(inputs, Tensor) else inputs, [], [])
 
     def order(self, epoch: int) -> list[np.ndarray]:
