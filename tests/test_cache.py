@@ -194,6 +194,20 @@ def test_decoder_cache_selects_rows_in_both_parts():
 # attention with a window: test_gpt.py compares its outputs
 
 
+def test_window_cache_returns_what_a_new_query_may_see():
+    cache, place = WindowCache(3, spare=1), torch.arange(20.0).view(1, 1, -1, 1)
+    for first, n_new in ((0, 1), (1, 1), (2, 4), (6, 1), (7, 9), (16, 1), (17, 3)):
+        new = place[:, :, first : first + n_new]
+        keys, values = cache.append(new, -new)
+        expected = place[:, :, max(first - 2, 0) : first + n_new]
+        assert torch.equal(keys, expected) and torch.equal(values, -expected)
+    cache.select(torch.tensor([0, 0]))
+    assert cache.stored()[0].shape[0] == 2 and cache.length == 20
+    kept = cache.stored()[0].flatten(1)[0].tolist()
+    cache.crop(19)
+    assert cache.stored()[0].flatten(1)[0].tolist() == kept[:-1] and kept[-1] == 19
+
+
 @pytest.mark.parametrize("first", [1, 100])
 def test_window_cache_stops_growing_after_ten_windows(first):
     cache, sizes = WindowCache(16, spare=3), []

@@ -113,7 +113,7 @@ def language_loss(
 def label_loss(
     model: nn.Module, batch: LabeledBatch, label_smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
-    """Sum the loss over the labels of a batch, in nats: of classes, or of the tokens asked for."""
+    """Sum the loss over the labels of a batch, in nats: classes, or the tokens asked for."""
     given = (batch.inputs,) if batch.mask is None else (batch.inputs, batch.mask)
     labels = batch.labels
     if labels.dim() == 1:

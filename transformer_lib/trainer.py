@@ -196,10 +196,9 @@ _CHANGE_NO_STEP = {"save_every", "validate_every", "patience", "recompute", "pre
 class Trainer:
     """Train a model on batches, on one device or on several.
 
-    A batch means the same for any number of processes and micro-batches: the loss is the sum
-    over all its rows, divided by all its tokens, and the data's state counts whole batches. On a
-    CPU, `use_onednn` replaces dropout, and linear layers where it pays, by faster ones, in place;
-    a resumed run goes on as it began.
+    A batch means the same for any number of processes and micro-batches: the loss is the sum over
+    all its rows, divided by all its tokens, and the data's state counts whole batches. On a CPU,
+    `use_onednn` replaces dropout, and linear layers where it pays, for the whole of a run.
 
     Args:
         model: any module that `loss` can call.
