@@ -22,7 +22,7 @@ COMMANDS = {
     r"\\([bB]ig)(?![a-z])": r"", r"\\(t?frac)\s*(\d)\s*(\d)": r"\\\1{\2}{\3}",
     r"\\(t?frac)\s*(\d)\s*\{": r"\\\1{\2}{",
 }  # fmt: skip
-REMOVED = "script, style, .headerlink, button"
+REMOVED = "script, style, .headerlink, button, summary .expanded"
 STYLE = Path(__file__).with_name("epub.css")
 STYLES = ("_static/pygments.css", "_static/book_epub.css")
 
