@@ -212,7 +212,7 @@ def test_onednn_is_not_timed_where_the_environment_decides_or_there_is_none(cloc
 @needs_onednn
 @pytest.mark.parametrize("late, n_turns", [(0.0, 6), (0.02, 3), (0.3, 2)])
 def test_timing_takes_fewer_turns_where_each_takes_long(late, n_turns, asked, monkeypatch):
-    clock = itertools.count(step=late)  # read four times a turn
+    clock = itertools.count(100.0, late)  # read four times a turn
     monkeypatch.setattr(cpu.time, "perf_counter", lambda: next(clock))
     cpu._seconds(2, 3, 5)
     assert len(asked) == 3 * n_turns

@@ -30,6 +30,8 @@ def test_require_shapes_accepts_what_fits():
     require_shapes("f", x=(torch.zeros(T, K), "... T K"), y=(torch.zeros(S, K), "... S K"))
     require_shapes("f", {"D": 8}, x=(torch.zeros(0, 4, 8), "B T D"), mask=(None, "B T"))
     require_shapes("f", x=(torch.zeros(()), ""))
+    require_shapes("f", x=(None, "B"), y=(torch.zeros(B), "B"), z=(torch.zeros(B), "B"))
+    require_shapes("f", x=(None, "B"))
 
 
 @pytest.mark.parametrize(

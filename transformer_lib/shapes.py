@@ -39,17 +39,18 @@ def require_shapes(function: str, sizes: Mapping[str, int] = {}, /, **inputs: An
         inputs: for each argument, the tensor and its axes, such as "... T K". A leading "..."
             stands for any number of axes; "#T" may also be 1; before a "|" stands the form for
             two axes. Then bool, int or float, where the dtype need not be that of the first
-            tensor; then, for indices on a CPU, their limit. None is skipped, but not first.
+            tensor; then, for indices on a CPU, their limit. None is skipped.
 
     Raises:
         ValueError: for the first tensor that does not fit. Where autocast is on, which casts
             them, floating-point dtypes may differ.
     """
     known: dict[str, Any] = dict(sizes)
-    first = next(iter(inputs.values()))[0]
+    first: Any = None
     for name, (x, axes, *more) in inputs.items():
         if x is None:
             continue
+        first = x if first is None else first
         kind, dtypes = _KINDS[more[0] if more else first.dtype]
         if not more and x.dtype not in dtypes and autocast_dtype(x.device) is not None:
             dtypes = _FLOATS  # autocast makes them one

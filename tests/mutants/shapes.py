@@ -23,8 +23,8 @@ MUTANTS = [
     ),
     (
         "letters are compared within one tensor only",
-        "        if x is None:\n            continue\n        kind",
-        "        known = dict(sizes)\n        if x is None:\n            continue\n        kind",
+        "        first = x if first is None else first\n",
+        "        first, known = x if first is None else first, dict(sizes)\n",
     ),
     (
         "an open end is closed",
