@@ -128,14 +128,22 @@ def main() -> None:
     handler = functools.partial(Handler, directory=str(options.site))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    rows = []
+    partial = options.record.with_suffix(".rows")  # an interrupted run continues from here
+    rows = (
+        [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
+    )
+    done = {(row["page"], row["device"]) for row in rows}
     for page in paths(options.site):
         for device in DEVICES:
+            if (page, device) in done:
+                continue
             address = f"http://127.0.0.1:{server.server_port}/{page}.html"
             runs = [measure(options.program, address, device)]
             while len(runs) < options.runs and runs[-1]["performance"] < 95:
                 runs.append(measure(options.program, address, device))
             rows.append(summarize(page, device, runs))
+            with partial.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
             print(json.dumps(rows[-1]), flush=True)
     server.shutdown()
     record = {
@@ -154,6 +162,7 @@ def main() -> None:
         "rows": rows,
     }
     write(record, options.record)
+    partial.unlink()
 
 
 if __name__ == "__main__":

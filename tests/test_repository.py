@@ -195,6 +195,26 @@ def test_documented_commands_exist(name):
     assert found and found <= targets()
 
 
+def test_the_page_on_the_build_repeats_what_lighthouse_recorded():
+    record = json.loads((ROOT / "results" / "lighthouse.json").read_text())
+    text = (ROOT / BUILT).read_text()
+    told = re.findall(r"^\| (.+) \| (\d+) \| (\d+) \|$", text, re.M)
+    assert len(told) == 5 == len(record["rows"]) / 2
+    for (name, *scores), phone, desktop in zip(
+        told, record["rows"][::2], record["rows"][1::2], strict=True
+    ):
+        label = re.search(r"`(?:ch-)?(\w+)`|first page", name)[1] or "index"
+        assert phone["page"] == desktop["page"] and phone["page"].endswith(label)
+        assert (phone["device"], desktop["device"]) == ("mobile", "desktop")
+        assert scores == [str(row["performance"]) for row in (phone, desktop)]
+    others = ("accessibility", "best-practices", "seo")
+    assert {row[key] for row in record["rows"] for key in others} == {100}
+    said = f"On {record['date']}, version {record['versions']['lighthouse']} gave all five 100"
+    assert said in text and f"at most {record['runs']} runs" in text
+    spread = max(max(row["tried"]) - min(row["tried"]) for row in record["rows"])
+    assert f"some {record['load']:.0f} other programs" in text and f"up to {spread} " in text
+
+
 def test_readme_names_the_two_commands_and_ci_runs_them():
     assert {"book", "test"} <= commands((ROOT / "README.md").read_text())
     assert {"book", "test"} <= commands((ROOT / ".ci" / "run").read_text())
