@@ -101,7 +101,7 @@ class TransformerConfig:
 
     @classmethod
     def tiny(cls, vocab_size: int, **changes: Any) -> "TransformerConfig":
-        """Give a model that learns small tasks on one CPU core in less than a minute."""
+        """Give a model that learns small tasks on one CPU core in a minute or two."""
         sizes = {"d_model": 64, "n_heads": 4, "d_ff": 256, **dict.fromkeys(_DEPTHS, 2)}
         return cls(vocab_size=vocab_size, **sizes | {"max_len": 64} | changes)
 
