@@ -49,7 +49,7 @@ def ways(T: int, padded: bool, setting: Setting) -> dict[str, tuple[Callable[[],
     found["ours"] = (found["ours"][0], "ours", "")
     make = lambda: by_x_transformers(causal, visible if padded else None)  # noqa: E731
     found["x-transformers, flash"] = (make, "peer", "")
-    if T == LENGTHS[1] and setting.device == "cpu":  # the suites of a GPU compile on demand
+    if T == LENGTHS[1] and setting.device == "cpu" and not setting.compile:
         quick = lambda: torch.compile(lambda q, k, v: formula(q, k, v, hide))  # noqa: E731
         found["the formula, compiled"] = (quick, "peer", "")
     if causal and T < max(LENGTHS):

@@ -196,7 +196,7 @@ def cases(setting: Setting) -> Iterator[Case]:
             )
         if not dropout:
             found.append(limit(vocab, setting))
-        if not dropout and setting.device == "cpu":  # the suites of a GPU compile on demand
+        if not dropout and setting.device == "cpu" and not setting.compile:
             found += [
                 competitor(
                     "plain GPT, compiled", lambda v=vocab: torch.compile(plain(v)), **same
