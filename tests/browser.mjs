@@ -214,4 +214,4 @@ for (const name of pages) {
 await browser.close();
 server.close();
 console.log(`${pages.length} pages, ${failures} failures`);
-process.exit(failures ? 1 : 0);
+process.exit(failures || !pages.length ? 1 : 0);  // no page is no success

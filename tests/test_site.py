@@ -762,7 +762,7 @@ def test_epub_is_xml_with_formulas_pictures_and_links_that_resolve(book):
 
 # A real browser
 
-PARTS = 8  # so that no part takes long on a busy machine
+SHARES = 8  # so that no share of the pages takes long on a busy machine
 
 
 def browser_lacks():
@@ -782,7 +782,7 @@ def browser_lacks():
     return ""
 
 
-@pytest.mark.parametrize("part", range(1, PARTS + 1))
+@pytest.mark.parametrize("part", range(1, SHARES + 1))
 def test_pages_in_a_browser(part):
     lacks = browser_lacks()
     if os.environ.get("BOOK_BROWSER") == "done":
@@ -792,10 +792,11 @@ def test_pages_in_a_browser(part):
     assert not lacks
     folders = [str(ROOT / "out" / "browser" / "node_modules"), os.environ.get("NODE_PATH", "")]
     done = subprocess.run(
-        ["node", ROOT / "tests" / "browser.mjs", SITE, f"--part={part}/{PARTS}"],
+        ["node", ROOT / "tests" / "browser.mjs", SITE, f"--part={part}/{SHARES}"],
         capture_output=True, text=True, env={**os.environ, "NODE_PATH": os.pathsep.join(folders)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^[1-9]\d* pages, 0 failures$", done.stdout, re.MULTILINE)
 
 
 # Orientation: the map, openings, cards and terms
