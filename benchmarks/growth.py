@@ -6,7 +6,8 @@ import torch
 
 from benchmarks.attention import H, K, Way, both, formula
 from benchmarks.harness import Built, Case, Competitor, Setting
-from transformer_lib.attention import attend, causal_mask, tiled_attend
+from transformer_lib.attention import attend, causal_mask
+from transformer_lib.tiled import tiled_attend
 
 LENGTHS = (128, 256, 512, 1024, 2048)
 

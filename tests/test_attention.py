@@ -7,14 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transformer_lib.attention import (
-    attend,
-    attend_with_weights,
-    causal_mask,
-    padding_mask,
-    tiled_attend,
-)
+from transformer_lib.attention import attend, attend_with_weights, causal_mask, padding_mask
 from transformer_lib.scores import AdditiveScore
+from transformer_lib.tiled import tiled_attend
 
 B, H, T, S, K, Kv = 2, 3, 5, 7, 11, 13  # distinct primes: no axis can be mistaken for another
 
@@ -115,30 +110,6 @@ def test_causal_attention_leaves_surplus_first_queries_empty(way, qkv):
     query = torch.cat([qkv[0], qkv[0]], dim=-2)  # ten queries, seven keys
     out = way(query, *qkv[1:], causal=True)
     assert (out[..., :3, :] == 0).all() and (out[..., 3:, :] != 0).any(-1).all()
-
-
-@pytest.mark.parametrize("block", [1, 2, 7, 100])
-def test_tiled_attend_does_not_depend_on_the_block_size(qkv, mask, block):
-    expected = gradients(tiled_attend, qkv, mask=mask, causal=True)
-    for ours, theirs in zip(
-        gradients(tiled_attend, qkv, mask=mask, causal=True, block=block), expected, strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_tiled_attend_never_holds_more_scores_than_a_block(monkeypatch, qkv):
-    import transformer_lib.attention as module
-
-    sizes, tiles = [], module._tiles
-
-    def spy(*arguments):
-        for tile in tiles(*arguments):
-            sizes.append(tile[1].shape[-1])
-            yield tile
-
-    monkeypatch.setattr(module, "_tiles", spy)
-    gradients(tiled_attend, qkv, block=3)
-    assert sizes == [3, 3, 1] * 2  # forward, then recomputed backward
 
 
 def test_attend_with_weights_returns_the_weights_of_the_values(qkv, mask):
@@ -384,14 +355,6 @@ def test_attention_over_values_of_width_zero_returns_width_zero(way, qkv):
     assert way(*qkv[:2], qkv[2][..., :0]).shape == (B, H, T, 0)
 
 
-def test_tiled_attend_accumulates_long_half_precision_sums():
-    n = 3000  # in float16, 2048 + 1 = 2048
-    query, key = torch.zeros(1, 2, dtype=torch.float16), torch.zeros(n, 2, dtype=torch.float16)
-    value = (torch.arange(n) >= 2048).half()[:, None]
-    out = tiled_attend(query, key, value, block=1)
-    assert out.item() == pytest.approx((n - 2048) / n, rel=2e-3)  # float16 keeps three digits
-
-
 @WAYS
 @pytest.mark.parametrize(("t", "s", "b"), [(0, S, B), (T, 0, B), (T, S, 0), (0, 0, 0)])
 def test_attention_accepts_empty_inputs(way, t, s, b):
@@ -546,7 +509,7 @@ def test_attention_refuses_contradictory_options(way, qkv):
 
 
 @pytest.mark.bad_input
-def test_masks_and_blocks_refuse_impossible_sizes(qkv):
+def test_masks_refuse_impossible_sizes():
     with pytest.raises(ValueError, match="n_queries must be an integer at least 0, got -1"):
         causal_mask(-1)
     with pytest.raises(ValueError, match=r"lengths must lie in \[0, 5\), got 2 to 5"):
@@ -558,5 +521,3 @@ def test_masks_and_blocks_refuse_impossible_sizes(qkv):
             padding_mask(lengths)
     with pytest.raises(ValueError, match=r"lengths must have shape \(B\), got \(1, 2\)"):
         padding_mask(torch.tensor([[2, 3]]))
-    with pytest.raises(ValueError, match="block must be an integer at least 1, got 0"):
-        tiled_attend(*qkv, block=0)

@@ -20,7 +20,7 @@ import train_tiny
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from transformer_lib.attention import attend, attend_with_weights, causal_mask, tiled_attend
+from transformer_lib.attention import attend, attend_with_weights, causal_mask
 from transformer_lib.batches import BlockBatches, Blocks
 from transformer_lib.beam_search import beam_search
 from transformer_lib.checkpoints import checkpoints, read_records
@@ -31,6 +31,7 @@ from transformer_lib.losses import language_loss, translation_loss
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.softmax import masked_softmax
+from transformer_lib.tiled import tiled_attend
 from transformer_lib.trainer import LOG, Trainer, TrainingConfig
 
 KIND = os.environ.get("TRANSFORMER_LIB_TEST_DEVICE", "cuda")

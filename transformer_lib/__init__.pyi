@@ -97,6 +97,9 @@ from . import (
     testing as testing,
 )
 from . import (
+    tiled as tiled,
+)
+from . import (
     tokenizer as tokenizer,
 )
 from . import (
@@ -119,9 +122,6 @@ from .attention import (
 )
 from .attention import (
     padding_mask as padding_mask,
-)
-from .attention import (
-    tiled_attend as tiled_attend,
 )
 from .batches import (
     BlockBatches as BlockBatches,
@@ -202,6 +202,7 @@ from .speculative import speculative_sample as speculative_sample
 from .t5 import T5 as T5
 from .testing import check_attention as check_attention
 from .testing import check_model as check_model
+from .tiled import tiled_attend as tiled_attend
 from .tokenizer import (
     Tokenizer as Tokenizer,
 )
