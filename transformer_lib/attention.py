@@ -124,7 +124,7 @@ def attend_with_weights(
 
     Args:
         query, key, value: what a position looks for, is found by, and contributes; of one dtype.
-        mask: True = may attend; (T, S), or the axes of the scores, each of its size or 1.
+        mask: True = may attend; (T, S), or the axes of the scores, of which all but S may be 1.
         causal: keep queries, aligned with the last keys, from attending to later ones.
         score: (query, key) -> scores; None means dot products times `scale`.
         bias: added to the scores before the softmax; shaped as a mask may be.
