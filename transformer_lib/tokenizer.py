@@ -65,7 +65,7 @@ _RUN = re.compile(r"\S{1000}|\s{1000}")
 
 
 def _without_long_runs(texts: Iterable[str]) -> Iterator[str]:
-    """Cut runs of 1,000 letters, such as DNA or base64: learning from one takes quadratic time."""
+    """Cut runs of 1,000 characters, such as base64: learning from one takes quadratic time."""
     for text in texts:
         start = 0
         for run in _RUN.finditer(text):
@@ -103,7 +103,7 @@ class Tokenizer:
     """Turn text into token ids and back.
 
     Made by `bpe`, `words`, `characters` or `load`. Ids 0 to 3 are `SPECIALS`, and no text can
-    contain them, whatever it says: to `encode`, "<s>" is three letters.
+    contain them, whatever it says: to `encode`, "<s>" is three characters.
     """
 
     def __init__(self, json_text: str) -> None:
@@ -133,7 +133,7 @@ class Tokenizer:
 
         Args:
             texts: what to learn from; an iterator is read once. No merge crosses the end of 1,000
-                letters without white space.
+                characters without white space, or of white space alone.
             vocab_size: most ids there may be, of which 4 specials and 256 bytes; fewer, if the
                 texts have no more pairs to merge.
         """
