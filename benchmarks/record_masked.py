@@ -29,7 +29,8 @@ from torch import Tensor
 
 from benchmarks.__main__ import commit, hardware, versions, write
 from transformer_lib.batches import IGNORED, LabeledBatch, LabeledBatches
-from transformer_lib.bert import Bert, BertConfig, MaskedBatches
+from transformer_lib.bert import Bert, BertConfig
+from transformer_lib.corruption import MaskedBatches
 from transformer_lib.losses import label_loss
 from transformer_lib.tokenizer import BEGIN, END, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig

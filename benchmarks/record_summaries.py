@@ -18,8 +18,9 @@ from benchmarks.record_scores import about_here, write_lines
 from transformer_lib.attention import padding_mask
 from transformer_lib.batches import PairBatches
 from transformer_lib.beam_search import beam_search
+from transformer_lib.corruption import corrupt_spans
 from transformer_lib.datasets import docstring_pairs
-from transformer_lib.t5 import T5, T5Config, corrupt_spans
+from transformer_lib.t5 import T5, T5Config
 from transformer_lib.tokenizer import BEGIN, END, PAD, Tokenizer
 from transformer_lib.trainer import Trainer, TrainingConfig
 

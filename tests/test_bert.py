@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from transformer_lib.batches import IGNORED, LabeledBatch
-from transformer_lib.bert import Bert, BertConfig, MaskedBatches, mask_tokens
+from transformer_lib.bert import Bert, BertConfig
+from transformer_lib.corruption import MaskedBatches
 from transformer_lib.cpu import pack_for_decoding, use_onednn
 from transformer_lib.hub import from_pretrained
 from transformer_lib.losses import label_loss
 from transformer_lib.multihead import recording
 from transformer_lib.testing import check_model
-from transformer_lib.tokenizer import BEGIN, END, PAD
+from transformer_lib.tokenizer import BEGIN, END
 from transformer_lib.trainer import Trainer, TrainingConfig
 
 transformers = pytest.importorskip("transformers")
@@ -405,74 +406,7 @@ def test_bert_refuses_bad_input():
         tiny(family="roberta", head="pretraining")
 
 
-# --- masks and batches -------------------------------------------------------------------------
-
-
-def test_mask_tokens_chooses_and_changes_as_often_as_the_paper_says():
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(4, 1000, (500, 200), generator=generator)
-    real = torch.rand(500, 200, generator=generator) < 0.9
-    kept = tokens.clone(), real.clone()
-    inputs, labels = mask_tokens(
-        tokens, real, mask_token=1000, vocab_size=1000, generator=generator
-    )
-    chosen = labels != IGNORED
-    assert not (chosen & ~real).any()
-    assert torch.equal(labels[chosen], tokens[chosen])
-    assert torch.equal(inputs[~chosen], tokens[~chosen])
-    masked, same = inputs[chosen] == 1000, inputs[chosen] == tokens[chosen]
-    n = int(chosen.sum())  # about 13,500: five standard deviations are 0.6, 1.7 and 1.3 points
-    assert abs(n / int(real.sum()) - 0.15) < 0.006
-    assert abs(float(masked.double().mean()) - 0.8) < 0.018
-    assert abs(float(same.double().mean()) - 0.1 - 0.0001) < 0.014
-    changed = inputs[chosen][~masked & ~same]
-    assert changed.max() < 1000 and len(changed.unique()) > 600
-    assert torch.equal(tokens, kept[0]) and torch.equal(real, kept[1])
-
-
-def test_mask_tokens_is_decided_by_its_generator():
-    tokens, real = torch.randint(4, 50, (7, 11)), torch.ones(7, 11, dtype=torch.bool)
-    options = {"mask_token": 50, "vocab_size": 50, "rate": 0.5}
-    draws = [
-        mask_tokens(tokens, real, generator=torch.Generator().manual_seed(seed), **options)[0]
-        for seed in (3, 3, 4)
-    ]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    with pytest.raises(ValueError, match=r"rate must be a number in \[0, 1\), got 1.5"):
-        mask_tokens(tokens, real, **options | {"rate": 1.5})
-
-
-ROWS = [[BEGIN, *range(5, 5 + n), END] for n in (3, 7, 5, 2, 11, 6, 4)]
-
-
-def test_masked_batches_mask_anew_each_epoch_and_can_be_resumed():
-    options = {"batch_size": 3, "mask_token": 30, "vocab_size": 30, "rate": 0.5, "seed": 2}
-    data = MaskedBatches(ROWS, **options)
-    series = data.endless()
-    first = [next(series) for _ in range(4)]
-    state = data.state_dict()
-    later = [next(series) for _ in range(3)]
-    other = MaskedBatches(ROWS, **options)
-    other.load_state_dict(state)
-    for batch, again in zip(later, other.endless(), strict=False):
-        assert torch.equal(batch.inputs, again.inputs) and torch.equal(batch.labels, again.labels)
-    rows = {}
-    for batch in [*first, *later][:6]:  # two epochs
-        whole = batch.inputs.where(batch.labels == IGNORED, batch.labels)
-        assert torch.equal(batch.mask, whole != PAD)
-        assert not (batch.labels[(whole < 4)] != IGNORED).any()
-        for row, n, shown in zip(whole, batch.mask.sum(dim=1), batch.inputs, strict=True):
-            rows.setdefault(tuple(row[:n].tolist()), []).append(tuple(shown[:n].tolist()))
-    assert sorted(rows) == sorted(map(tuple, ROWS))
-    assert all(len(shown) == 2 for shown in rows.values())
-    assert any(a != b for a, b in rows.values())
-    alike = MaskedBatches([[BEGIN, *range(4, 24), END]] * 6, **options)
-    first, second = list(alike)
-    assert not torch.equal(first.labels, second.labels)  # a mask of its own for each batch
-    assert data.trial_batch().inputs.shape == (3, 13)
-    assert data.fingerprint() == other.fingerprint()
-    assert data.fingerprint() != MaskedBatches(ROWS, **options | {"rate": 0.4}).fingerprint()
-    assert data.fingerprint() != MaskedBatches(ROWS[:6], **options).fingerprint()
+# --- training ----------------------------------------------------------------------------------
 
 
 def test_label_loss_of_bert_is_the_sum_of_cross_entropies_over_what_was_masked():

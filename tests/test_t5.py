@@ -4,7 +4,6 @@ import copy
 import functools
 import json
 import math
-import re
 from collections import Counter
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformer_lib.models import TransformerConfig
 from transformer_lib.multihead import recording
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.speculative import speculative_sample
-from transformer_lib.t5 import T5, T5Config, corrupt_spans
+from transformer_lib.t5 import T5, T5Config
 from transformer_lib.testing import check_model
 from transformer_lib.trainer import Trainer, TrainingConfig
 
@@ -475,85 +474,3 @@ def test_t5_refuses_what_it_is_not():
         model(source, target, mask)
     with pytest.raises(ValueError, match="source_mask must be one of"):
         model(source, target, mask[:, :3], source_mask=mask[:, None, None, :3])
-
-
-# ---- spans --------------------------------------------------------------------------------------
-
-
-def restored(source, target, first):
-    """Put what the target says into the source."""
-    spans, said = {}, []
-    for token in target:
-        if token > first - 90:
-            said = spans[token] = []
-        else:
-            said.append(token)
-    return [t for token in source for t in (spans.get(token, [token]))]
-
-
-def runs_of(tokens, first):
-    return [token for token in tokens if token > first - 90]
-
-
-@pytest.mark.parametrize("n", [2, 3, 7, 40, 101])
-@pytest.mark.parametrize("rate, mean_length", [(0.15, 3.0), (0.5, 1.0), (0.9, 2.0), (0.01, 5.0)])
-def test_corrupt_spans_hides_spans_that_the_target_gives_back(n, rate, mean_length):
-    generator, first = np.random.default_rng(n), 999
-    for _ in range(20):
-        tokens = generator.integers(0, 900, size=n).tolist()
-        kept = list(tokens)
-        options = {"rate": rate, "mean_length": mean_length, "generator": generator}
-        source, target = corrupt_spans(tokens, first_sentinel=first, **options)
-        assert tokens == kept and restored(source, target, first) == tokens
-        n_hidden = min(max(round(rate * n), 1), n - 1)
-        n_spans = min(max(round(n_hidden / mean_length), 1), n - n_hidden + 1)
-        order = list(range(first, first - n_spans, -1))
-        assert runs_of(source, first) == order
-        assert runs_of(target, first) == [*order, first - n_spans] and target[-1] == first - n_spans
-        assert len(source) == n - n_hidden + n_spans and len(target) == n_hidden + n_spans + 1
-        at = [i for i, token in enumerate(source) if token in order]
-        assert all(b - a > 1 for a, b in zip(at, at[1:], strict=False))
-        assert all(token not in order for token in target[1::1][:1])
-
-
-def test_corrupt_spans_places_and_cuts_spans_evenly():
-    """Six tokens, three hidden in two spans: 6 places times 2 cuts, each with probability 1/12."""
-    generator, counts = np.random.default_rng(0), {}
-    for _ in range(6000):
-        source, _ = corrupt_spans(
-            range(6), first_sentinel=99, rate=0.5, mean_length=1.5, generator=generator
-        )
-        key = tuple(source)
-        counts[key] = counts.get(key, 0) + 1
-    lengths = {}
-    for _ in range(3000):
-        _, target = corrupt_spans(
-            range(6), first_sentinel=99, rate=0.5, mean_length=1.5, generator=generator
-        )
-        key = target.index(98)
-        lengths[key] = lengths.get(key, 0) + 1
-    assert sorted(lengths) == [2, 3] and abs(lengths[2] - 1500) < 200  # false alarm below 1e-12
-    assert sum(counts.values()) == 6000 and len(counts) == 12
-    assert all(abs(count - 500) < 150 for count in counts.values())  # 7 standard deviations
-
-
-def test_corrupt_spans_agrees_with_the_example_of_the_paper_in_form():
-    words = "Thank you for inviting me to your party last week .".split()
-    source, target = corrupt_spans(
-        range(11), first_sentinel=999, rate=3 / 11, mean_length=1.5,
-        generator=np.random.default_rng(0),
-    )  # fmt: skip
-    assert len(words) == 11 and runs_of(source, 999) == [999, 998] and target[0] == 999
-    assert runs_of(target, 999) == [999, 998, 997]
-
-
-def test_corrupt_spans_refuses_what_it_cannot_hide():
-    options = {"first_sentinel": 99, "generator": np.random.default_rng(0)}
-    with pytest.raises(ValueError, match="tokens must number at least 2, got 1"):
-        corrupt_spans([5], **options)
-    with pytest.raises(ValueError, match="must lie below 98, the last of 2 sentinels, got 98"):
-        corrupt_spans([5, 98], **options)
-    with pytest.raises(ValueError, match=re.escape("rate must be a number in (0, 1), got 1.0")):
-        corrupt_spans([5, 6], rate=1.0, **options)
-    with pytest.raises(ValueError, match="mean_length must be a number at least 1, got 0.5"):
-        corrupt_spans([5, 6], mean_length=0.5, **options)

@@ -22,6 +22,9 @@ from . import (
     checkpoints as checkpoints,
 )
 from . import (
+    corruption as corruption,
+)
+from . import (
     cost as cost,
 )
 from . import (
