@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.harness import Built, Case, Competitor, Setting, count_parameters
 from benchmarks.peers import CLEAR, PlainAttention
 from transformer_lib.cpu import use_onednn
+from transformer_lib.interop import to_torch
 from transformer_lib.multihead import MultiHeadAttention
 
 D, H, B, T = 512, 8, 8, 256
@@ -25,7 +26,7 @@ def by_torch(ours: MultiHeadAttention, causal: bool) -> tuple[nn.Module, Call]:
     def call(m: nn.Module, x: Tensor) -> Tensor:
         return m(x, x, x, attn_mask=hidden.to(x.device) if causal else None, **options)[0]
 
-    return ours.to_torch(), call
+    return to_torch(ours), call
 
 
 def plain(ours: MultiHeadAttention, causal: bool) -> tuple[nn.Module, Call]:

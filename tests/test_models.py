@@ -14,7 +14,8 @@ from torch import nn
 
 from transformer_lib.attention import causal_mask, padding_mask
 from transformer_lib.cost import cost
-from transformer_lib.layers import EncoderLayer, RMSNorm
+from transformer_lib.interop import from_torch
+from transformer_lib.layers import RMSNorm
 from transformer_lib.models import DecoderOnly, Transformer, TransformerConfig
 from transformer_lib.positions import sinusoidal_positions
 from transformer_lib.testing import check_model
@@ -46,62 +47,6 @@ def n_parameters(model):
 
 
 # --- agreement ---------------------------------------------------------------------------------
-
-
-def torch_model(**options):
-    torch.manual_seed(2)
-    sizes = {"d_model": 24, "nhead": 2, "num_encoder_layers": 2, "num_decoder_layers": 3}
-    model = nn.Transformer(**sizes, dim_feedforward=37, batch_first=True, **options)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model.double().eval(), nn.Embedding(V, 24).double()
-
-
-def torch_logits(model, embedding, table, source, target, visible=None):
-    embed = lambda tokens: embedding(tokens) * 24**0.5 + table[: tokens.shape[1]]  # noqa: E731
-    hide = None if visible is None else ~visible
-    masks = {"tgt_mask": ~causal_mask(target.shape[1]), "src_key_padding_mask": hide}
-    out = model(embed(source), embed(target), memory_key_padding_mask=hide, **masks)
-    return out @ embedding.weight.T
-
-
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
-@pytest.mark.parametrize("norm_first", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_transformer_agrees_with_torch_after_from_torch(norm_first, activation, bias):
-    options = {"norm_first": norm_first, "activation": activation, "bias": bias}
-    theirs, embedding = torch_model(**options, layer_norm_eps=1e-2)
-    ours = Transformer.from_torch(theirs, embedding, max_len=11)
-    source, target = draw()
-    for visible in (None, torch.arange(S) < torch.tensor([[4], [S], [2]])):
-        mask = None if visible is None else visible[:, None, None]
-        expected = torch_logits(theirs, embedding, ours.positions.table, source, target, visible)
-        logits = ours(source, target, source_mask=mask)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
-    assert not ours.training and ours.output.weight is ours.embedding.weight
-
-
-def test_from_torch_describes_what_it_copied():
-    theirs, embedding = torch_model(dropout=0.25)
-    ours = Transformer.from_torch(theirs.train(), embedding, max_len=13, positions="none")
-    rates = {"dropout": 0.25, "attention_dropout": 0.25}
-    expected = small(max_len=13, positions="none", final_norm=True, **rates)
-    assert ours.config == expected and ours.training and ours.positions is None
-    assert n_parameters(ours) == cost(expected).parameters
-    with torch.no_grad():
-        theirs.encoder.layers[0].linear1.weight.zero_()
-    assert ours.encoder[0].feed_forward.up.weight.abs().sum() > 0  # copied, not shared
-
-
-def test_from_torch_without_final_norms():
-    theirs, embedding = torch_model()
-    theirs.encoder.norm = theirs.decoder.norm = None
-    ours = Transformer.from_torch(theirs, embedding)
-    assert isinstance(ours.decoder_norm, nn.Identity) and ours.config.final_norm is False
-    source, target = draw()
-    expected = torch_logits(theirs, embedding, ours.positions.table, source, target)
-    torch.testing.assert_close(ours(source, target), expected, rtol=0, atol=1e-10)
 
 
 def test_transformer_adds_positions_to_scaled_embeddings():
@@ -559,27 +504,6 @@ def test_transformer_refuses_masks_that_are_not_boolean_or_do_not_fit():
         model(source, target, source_mask=torch.ones(B, 1, 1, S + 1, dtype=torch.bool))
 
 
-@pytest.mark.bad_input
-def test_from_torch_refuses_models_without_a_counterpart():
-    theirs, embedding = torch_model()
-    with pytest.raises(ValueError, match=r"embedding must have .* D = 24, got \(31, 23\)"):
-        Transformer.from_torch(theirs, nn.Embedding(V, 23))
-    with pytest.raises(ValueError, match="positions must be one of .*, got 'rotary'"):
-        Transformer.from_torch(theirs, embedding, positions="rotary")
-    theirs.encoder.norm = None
-    with pytest.raises(
-        ValueError, match="layer must be one of .*_norm': False.*, got .*_norm': True"
-    ):
-        Transformer.from_torch(theirs, embedding)
-    theirs.encoder = nn.Identity()
-    with pytest.raises(ValueError, match="layer must be one of .*EncoderLayer.*, got .*Identity"):
-        Transformer.from_torch(theirs, embedding)
-    mixed, _ = torch_model()
-    mixed.decoder.layers[1].norm_first = True
-    with pytest.raises(ValueError, match="layer must be one of .*'post'.*, got .*'pre'"):
-        Transformer.from_torch(mixed, embedding)
-
-
 # --- without an encoder ------------------------------------------------------------------------
 
 
@@ -623,7 +547,7 @@ def test_decoder_only_equals_torchs_encoder_with_a_causal_mask(norm_first, bias)
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.3)
     ours = writer(norm="pre" if norm_first else "post", activation="gelu", positions="learned")
-    ours.decoder = nn.ModuleList(map(EncoderLayer.from_torch, theirs.layers))
+    ours.decoder = nn.ModuleList(map(from_torch, theirs.layers))
     if norm_first:
         ours.decoder_norm.load_state_dict(theirs.norm.state_dict())
     tokens = texts()

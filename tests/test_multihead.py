@@ -1,4 +1,4 @@
-"""Multi-head attention agrees with loops and torch, with and without cache and recording."""
+"""Multi-head attention agrees with loops, with and without cache and recording."""
 
 import copy
 import math
@@ -144,93 +144,6 @@ def test_multi_head_attention_passes_the_kit_at_real_widths(d_model, n_heads):
 def test_multi_head_attention_without_biases_passes_the_conformance_kit():
     attention = layer(2, bias=False).float()
     check_attention(attention, d_model=D, make_cache=lambda: KVCache(32)).raise_if_failed()
-
-
-# torch
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@torch.no_grad()
-def test_multi_head_attention_agrees_with_torch_given_the_inverted_mask(bias):
-    theirs = nn.MultiheadAttention(D, H, bias=bias, batch_first=True).double().eval()
-    if bias:
-        theirs.in_proj_bias.copy_(normal(3 * D, seed=8))
-        theirs.out_proj.bias.copy_(normal(D, seed=9))
-    ours, query, key, value = (
-        MultiHeadAttention.from_torch(theirs),
-        normal(B, T, D),
-        normal(B, S, D, seed=1),
-        normal(B, S, D, seed=2),
-    )
-    assert ours.in_proj.weight.dtype == torch.float64 and not ours.training
-    tolerance = {"rtol": 0, "atol": 1e-12}
-    mask = torch.rand(T, S, generator=torch.Generator().manual_seed(5)) > 0.3
-    mask[:, 0] = True
-    expected, weights = theirs(query, key, value, attn_mask=~mask, average_attn_weights=False)
-    torch.testing.assert_close(ours(query, key, value, mask), expected, **tolerance)
-    with recording(ours) as seen:
-        ours(query, key, value, mask)
-    torch.testing.assert_close(seen[""], weights, **tolerance)
-    lengths = torch.tensor([3, S])
-    padding = torch.arange(S) >= lengths[:, None]
-    expected = theirs(query, key, value, key_padding_mask=padding, need_weights=False)[0]
-    ours_padded = ours(query, key, value, padding_mask(lengths, S))
-    torch.testing.assert_close(ours_padded, expected, **tolerance)
-    expected = theirs(query, query, query, attn_mask=~causal_mask(T), need_weights=False)[0]
-    torch.testing.assert_close(ours(query, causal=True), expected, **tolerance)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("batch_first", [True, False])
-def test_from_torch_and_to_torch_round_trip_exactly_with_options(bias, batch_first):
-    theirs = nn.MultiheadAttention(D, H, dropout=0.25, bias=bias, batch_first=batch_first)
-    theirs = theirs.half().train()
-    ours = MultiHeadAttention.from_torch(theirs)
-    back = ours.to_torch()
-    assert ours.dropout == back.dropout == 0.25 and ours.training and back.training
-    assert back.batch_first and not ours.eval().to_torch().training
-    assert {n: x.dtype for n, x in back.state_dict().items()} == {
-        n: x.dtype for n, x in theirs.state_dict().items()
-    }
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(tensor, back.state_dict()[name])
-
-
-def test_from_torch_shares_no_memory():
-    theirs = nn.MultiheadAttention(D, H)
-    ours = MultiHeadAttention.from_torch(theirs)
-    pointers = {
-        p.data_ptr() for module in (theirs, ours, ours.to_torch()) for p in module.parameters()
-    }
-    assert len(pointers) == 12
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kdim": 5}, r"kdim must be one of \(18,\), got 5"),
-        ({"vdim": 5}, r"vdim must be one of \(18,\), got 5"),
-        ({"add_bias_kv": True}, r"add_bias_kv must be one of \(False,\), got True"),
-        ({"add_zero_attn": True}, r"add_zero_attn must be one of \(False,\), got True"),
-    ],
-)
-def test_from_torch_refuses_a_module_without_counterpart(options, message):
-    with pytest.raises(ValueError, match=message):
-        MultiHeadAttention.from_torch(nn.MultiheadAttention(D, H, **options))
-
-
-def test_to_torch_refuses_a_layer_without_counterpart():
-    with pytest.raises(ValueError, match=r"n_kv_heads must be one of \(6,\), got 2"):
-        MultiHeadAttention(D, H, n_kv_heads=2).to_torch()
-    with pytest.raises(ValueError, match=r"positions must be one of \(None,\), got Pos"):
-        MultiHeadAttention(D, H, positions=PositionScheme()).to_torch()
-    with pytest.raises(ValueError, match=r"d_head must be one of \(3.0,\), got 5"):
-        MultiHeadAttention(D, H, d_head=5).to_torch()
-    with pytest.raises(ValueError, match=r"scale must be one of \(None,\), got 1.0"):
-        MultiHeadAttention(D, H, scale=1.0).to_torch()
-    for bias in (True, False):
-        with pytest.raises(ValueError, match=rf"bias must be one of \({not bias},\), got {bias}"):
-            MultiHeadAttention(D, H, bias=bias, qkv_bias=not bias).to_torch()
 
 
 # structure

@@ -49,6 +49,9 @@ from . import (
     hub as hub,
 )
 from . import (
+    interop as interop,
+)
+from . import (
     layers as layers,
 )
 from . import (

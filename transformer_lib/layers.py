@@ -21,12 +21,12 @@ from .multihead import MultiHeadAttention, PositionScheme
 from .shapes import RATE, SIZE, require
 
 # %% ../chapters/2_transformer/1_layers.ipynb #80f43e2a
+_Function = Callable[[Tensor], Tensor]
 _gelu_tanh = partial(F.gelu, approximate="tanh")
-_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
-_PLAIN["gelu_tanh"] = _gelu_tanh
-GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
-GATED["geglu_tanh"] = _gelu_tanh
-ACTIVATIONS = _PLAIN | GATED
+GATED: dict[str, _Function] = {"swiglu": F.silu, "geglu": F.gelu, "geglu_tanh": _gelu_tanh}
+ACTIVATIONS: dict[str, _Function] = {
+    "relu": F.relu, "gelu": F.gelu, "silu": F.silu, "gelu_tanh": _gelu_tanh, **GATED,
+}  # fmt: skip
 
 
 class FeedForward(nn.Module):
@@ -203,11 +203,6 @@ class EncoderLayer(_Layer):
         x = self.attention_residual(x, lambda h: self.attention(h, **options))
         return self.feed_forward_residual(x, self.feed_forward)
 
-    @classmethod
-    def from_torch(cls, layer: nn.TransformerEncoderLayer) -> "EncoderLayer":
-        """Copy a torch layer, batch first; masks mean the reverse: True = may attend here."""
-        return _from_torch(cls, layer, nn.TransformerEncoderLayer, {"self_attn": "attention"})
-
 # %% ../chapters/2_transformer/1_layers.ipynb #aa9cb28c
 class DecoderLayer(_Layer):
     """Let positions see their past, then the encoder's memory, then transform each of them.
@@ -259,46 +254,3 @@ class DecoderLayer(_Layer):
             x = x.reshape(N, -1, shape[2])
         x = self.cross_attention_residual(x, lambda h: self.cross_attention(h, memory, **cross))
         return self.feed_forward_residual(x.view(shape), self.feed_forward)
-
-    @classmethod
-    def from_torch(cls, layer: nn.TransformerDecoderLayer) -> "DecoderLayer":
-        """Copy a torch layer, batch first; masks mean the reverse: True = may attend here."""
-        renamed = {"self_attn": "self_attention", "multihead_attn": "cross_attention"}
-        return _from_torch(cls, layer, nn.TransformerDecoderLayer, renamed)
-
-# %% ../chapters/2_transformer/1_layers.ipynb #1fe47d37
-def torch_options(layer: Any) -> dict[str, Any]:
-    """Read the sizes and choices of a layer of torch as arguments of EncoderLayer."""
-    probe = torch.linspace(-3, 3, 7)
-    same = (name for name, f in _PLAIN.items() if torch.allclose(layer.activation(probe), f(probe)))
-    activation = next(same, layer.activation)
-    require("from_torch", activation=(activation, _PLAIN))
-    return {
-        "d_model": layer.self_attn.embed_dim,
-        "n_heads": layer.self_attn.num_heads,
-        "d_ff": layer.linear1.out_features,
-        "dropout": layer.dropout1.p,
-        "attention_dropout": layer.self_attn.dropout,
-        "norm": "pre" if layer.norm_first else "post",
-        "activation": activation,
-        "bias": layer.linear1.bias is not None,
-    }
-
-
-def _from_torch(ours: type, layer: Any, kind: Any, renamed: dict[str, str]) -> Any:
-    """Build ours like a torch layer of that kind, and copy it part by part."""
-    require(f"{ours.__name__}.from_torch", layer=(type(layer), (kind,)))
-    names = {"linear1": "feed_forward.up", "linear2": "feed_forward.down"}
-    names |= renamed | {"dropout": "feed_forward.dropout"}
-    for i, sublayer in enumerate((*renamed.values(), "feed_forward"), 1):
-        names |= {f"{part}{i}": f"{sublayer}_residual.{part}" for part in ("norm", "dropout")}
-    copy = ours(**torch_options(layer)).to(layer.linear1.weight)
-    for theirs, name in names.items():
-        part, mine = layer.get_submodule(theirs), copy.get_submodule(name)
-        for setting in {"eps", "p"} & vars(part).keys():
-            setattr(mine, setting, getattr(part, setting))
-        if isinstance(part, nn.MultiheadAttention):
-            part = MultiHeadAttention.from_torch(part)
-        no_shift = isinstance(part, nn.LayerNorm) and part.bias is None  # ours is 0, and stays
-        mine.load_state_dict(part.state_dict(), strict=not no_shift)
-    return copy.train(layer.training)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import positions as _positions
 from .attention import causal_mask
 from .cache import KVCache, LayerCache
-from .layers import DecoderLayer, EncoderLayer, make_norm, torch_options
+from .layers import DecoderLayer, EncoderLayer, make_norm
 from .multihead import MultiHeadAttention, require_heads
 from .shapes import EVEN, RATE, SIZE, require, require_shapes
 
@@ -258,48 +258,6 @@ class Transformer(_TokenModel):
         """Make an empty cache for decoding up to max_len tokens; None means config.max_len."""
         max_len = self.config.max_len if max_len is None else max_len
         return [LayerCache(KVCache(max_len), KVCache()) for _ in self.decoder]
-
-    @classmethod
-    def from_torch(
-        cls, model: nn.Transformer, embedding: nn.Embedding, *,
-        max_len: int = 1024, positions: str = "sinusoidal",
-    ) -> "Transformer":  # fmt: skip
-        """Copy a torch stack and give it the embedding and positions that torch leaves out.
-
-        Args:
-            model: its layers, and the norm that torch puts after each stack, are copied.
-            embedding: (V, D) vectors, copied, unscaled; also the output projection.
-            positions: "sinusoidal", "learned" or "none".
-
-        Raises:
-            ValueError: if widths differ, or the layers are not torch's own and all alike.
-        """
-
-        own, stacks = "Transformer.from_torch", (model.encoder, model.decoder)
-        copies: list[nn.ModuleList] = []
-        told: list[dict[str, Any]] = []
-        kinds: tuple[Any, ...] = (EncoderLayer, DecoderLayer)
-        for kind, stack in zip(kinds, stacks, strict=True):
-            layers = getattr(stack, "layers", [stack])  # else it is refused as a layer
-            copies.append(nn.ModuleList(map(kind.from_torch, layers)))
-            closed = {"final_norm": stack.norm is not None}
-            told += (torch_options(layer) | closed for layer in layers)
-        for options in told:
-            require(own, layer=(options, told[:1]))
-        sizes: dict[str, Any] = {"D": told[0]["d_model"]}
-        require_shapes(own, sizes, embedding=(embedding.weight, "V D"))
-        require(own, positions=(positions, (*_TABLES, "none")))
-        depths = {name: len(stack.layers) for name, stack in zip(_DEPTHS, stacks, strict=True)}
-        sizes = depths | {"vocab_size": embedding.num_embeddings, "max_len": max_len}
-        config = TransformerConfig(**sizes | told[0] | {"positions": positions})
-        ours = cls(config).to(embedding.weight)
-        ours.embedding.load_state_dict(embedding.state_dict())
-        ours.encoder, ours.decoder = copies
-        for mine, stack in zip((ours.encoder_norm, ours.decoder_norm), stacks, strict=True):
-            if stack.norm is not None:
-                mine.eps = stack.norm.eps
-                mine.load_state_dict(stack.norm.state_dict(), strict=stack.norm.bias is not None)
-        return ours.train(model.training)
 
 # %% ../chapters/2_transformer/2_models.ipynb #144673af
 class DecoderOnly(_TokenModel):

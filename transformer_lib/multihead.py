@@ -209,42 +209,6 @@ class MultiHeadAttention(nn.Module):
         hooks = weights._forward_hooks or weights._forward_pre_hooks
         return bool(hooks) or type(weights) is not nn.Identity
 
-    @classmethod
-    def from_torch(cls, module: nn.MultiheadAttention) -> "MultiHeadAttention":
-        """Copy a torch module; but masks here say who may attend, and inputs are batch first.
-
-        Raises:
-            ValueError: for kdim, vdim, add_bias_kv or add_zero_attn, which have no counterpart.
-        """
-        own, d_model = "MultiHeadAttention.from_torch", module.embed_dim
-        plain = {"kdim": d_model, "vdim": d_model, "add_zero_attn": False}
-        require(own, **{name: (getattr(module, name), (only,)) for name, only in plain.items()})
-        require(own, add_bias_kv=(module.bias_k is not None, (False,)))
-        options = {"bias": module.in_proj_bias is not None, "dropout": module.dropout}
-        ours = cls(module.embed_dim, module.num_heads, **options).to(module.in_proj_weight)
-        theirs = module.state_dict().items()
-        ours.load_state_dict({name.replace("in_proj_", "in_proj."): x for name, x in theirs})
-        return ours.train(module.training)
-
-    def to_torch(self) -> nn.MultiheadAttention:
-        """Copy into torch's module, batch first; True in its masks means hidden.
-
-        Raises:
-            ValueError: for shared key-value heads, heads of another width, positions, a scale, or
-                a bias on some projections alone, which have no counterpart.
-        """
-        own = "MultiHeadAttention.to_torch"
-        plain: dict[str, Any] = {"n_kv_heads": self.n_heads, "positions": None, "scale": None}
-        plain["d_head"] = self.d_model / self.n_heads
-        require(own, **{name: (getattr(self, name), (only,)) for name, only in plain.items()})
-        options = {"bias": self.in_proj.bias is not None, "dropout": self.dropout}
-        require(own, bias=(self.out_proj.bias is not None, (options["bias"],)))
-        theirs = nn.MultiheadAttention(self.d_model, self.n_heads, batch_first=True, **options)
-        theirs.to(self.in_proj.weight)
-        ours = self.state_dict().items()
-        theirs.load_state_dict({name.replace("in_proj.", "in_proj_"): x for name, x in ours})
-        return theirs.train(self.training)
-
     def extra_repr(self) -> str:
         sizes = f"d_model={self.d_model}, n_heads={self.n_heads}, n_kv_heads={self.n_kv_heads}"
         return f"{sizes}, dropout={self.dropout}"

@@ -240,31 +240,6 @@ MUTANTS = [
         '"dropout": attention_dropout}\n        heads |= {"bias": bias, "n_kv_heads": None}\n',
     ),
     (
-        "eps not copied",
-        'for setting in {"eps", "p"}',
-        'for setting in {"p"}',
-    ),
-    (
-        "dropout rates not copied",
-        'for setting in {"eps", "p"}',
-        'for setting in {"eps"}',
-    ),
-    (
-        "pre and post exchanged on the way from torch",
-        '"pre" if layer.norm_first else "post"',
-        '"post" if layer.norm_first else "pre"',
-    ),
-    (
-        "any activation taken for the first",
-        "activation = next(same, layer.activation)",
-        'activation = next(same, "relu")',
-    ),
-    (
-        "any layer accepted",
-        "layer=(type(layer), (kind,))",
-        "layer=(type(layer), (type(layer),))",
-    ),
-    (
         "older names of a gate in the wrong order",
         'else ["gate", "up"]\n        for kind',
         'else ["up", "gate"]\n        for kind',

@@ -154,36 +154,6 @@ MUTANTS = [
         "(self.in_proj.weight, self.out_proj.weight)",
     ),
     (
-        "converter drops dropout",
-        '"dropout": module.dropout}',
-        '"dropout": 0.0}',
-    ),
-    (
-        "converter drops the mode",
-        "return ours.train(module.training)",
-        "return ours",
-    ),
-    (
-        "converter keeps float32",
-        "**options).to(module.in_proj_weight)",
-        "**options)",
-    ),
-    (
-        "converter back is not batch first",
-        "batch_first=True, **options",
-        "**options",
-    ),
-    (
-        "add_zero_attn accepted",
-        ', "add_zero_attn": False}',
-        "}",
-    ),
-    (
-        "shared heads accepted by to_torch",
-        '"n_kv_heads": self.n_heads, ',
-        "",
-    ),
-    (
         "recording keeps its hooks",
         "handle.remove()",
         "pass",
