@@ -13,11 +13,12 @@ from transformer_lib.cache import KVCache, WindowCache
 from transformer_lib.cpu import pack_for_decoding, use_onednn
 from transformer_lib.generation import greedy, stream
 from transformer_lib.gpt import GPT, GPTAttention, GPTConfig, Llama3Scaling
-from transformer_lib.hub import Settings, from_pretrained
+from transformer_lib.hub import from_pretrained
 from transformer_lib.models import DecoderOnly
 from transformer_lib.multihead import MultiHeadAttention, recording
 from transformer_lib.positions import LinearScaling, RotaryPositions, YarnScaling
 from transformer_lib.sampling import Sampler, sample
+from transformer_lib.settings import Settings
 from transformer_lib.speculative import speculative_sample
 from transformer_lib.testing import check_model
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 
 import pytest
@@ -17,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from transformer_lib import checkpoints, hub
-from transformer_lib.hub import FAMILIES, PretrainedModel, Settings, Weights, from_pretrained
+from transformer_lib.hub import FAMILIES, PretrainedModel, Weights, from_pretrained
 from transformer_lib.multihead import MultiHeadAttention
 from transformer_lib.positions import SinusoidalPositions, sinusoidal_positions
+from transformer_lib.settings import Settings
 
 V, D, H, G, K, T = 11, 30, 6, 2, 5, 7
 CONFIG = {"model_type": "toy", "architectures": ["ToyModel"], "size": V, "tied": False}
@@ -327,70 +327,6 @@ def test_from_pretrained_needs_the_memory_of_the_weights_once(tmp_path, layout, 
 # Settings
 
 
-def test_settings_refuse_what_was_not_read_and_may_matter():
-    known = {"hidden_size": 3, "rope_scaling": None, "pruned_heads": {}, "bad": []}
-    settings = Settings(known | {"window": 5, "soft_cap": 0, "x": False}, "GPT")
-    assert settings.get("hidden_size") == 3 and settings.get("depth", 7) == 7
-    with pytest.raises(ValueError) as caught:
-        settings.refuse_unread(ignore=("soft_cap",))
-    assert str(caught.value) == (
-        "GPT: config.json has settings that this class does not know: {'window': 5, 'x': False}; "
-        "if they do not change the result, pass ignore=('window', 'x')"
-    )
-    settings.refuse_unread(ignore=("window", "soft_cap", "x"))
-
-
-def test_settings_give_an_explicit_null_and_not_the_default():
-    assert Settings({"window": None}).get("window", 5) is None
-
-
-def test_settings_name_what_must_be_one_of_some_values():
-    settings = Settings({"hidden_act": "x"}, "GPT")
-    with pytest.raises(ValueError, match=r"^GPT: hidden_act must be one of \('relu',\), got 'x'$"):
-        settings.one_of("hidden_act", ("relu",), "relu")
-    settings.refuse_unread()
-    assert Settings({}).one_of("hidden_act", ("relu", "gelu"), "gelu") == "gelu"
-
-
-def test_settings_read_the_fields_of_a_config_with_its_defaults():
-    @dataclass
-    class Config:
-        size: int = 3
-        depth: int = 5
-        other: int = 7
-
-    settings = Settings({"hidden_size": 11, "other": 13}, "GPT")
-    names = {"size": "hidden_size", "depth": "num_layers"}
-    assert settings.fields(names, Config) == {"size": 11, "depth": 5}
-    with pytest.raises(ValueError, match="does not know: {'other': 13}"):
-        settings.refuse_unread()
-    with pytest.raises(ValueError, match=r"^GPT: other must be one of \(5,\), got 13$"):
-        settings.only({"missing": True, "other": 5})
-    settings.only({"other": 13})
-    settings.refuse_unread()
-
-
-@pytest.mark.parametrize(
-    "name",
-    "pad_token_id eos_token_id resid_pdrop attention_dropout hidden_dropout_prob use_cache "
-    "classifier_dropout initializer_range torch_dtype dtype transformers_version do_sample top_p "
-    "max_length id2label label2id task_specific_params repetition_penalty gradient_checkpointing "
-    "output_attentions decoder_start_token_id _name_or_path architectures".split(),
-)
-def test_settings_know_what_has_no_effect_on_inference(name):
-    Settings({name: 1}).refuse_unread()
-
-
-@pytest.mark.parametrize(
-    "name",
-    "scale_attn_weights sliding_window tie_word_embeddings quantization_config auto_map "
-    "hidden_size max_position_embeddings is_decoder layer_types use_sliding_window".split(),
-)
-def test_settings_take_nothing_else_for_being_without_effect(name):
-    with pytest.raises(ValueError, match=name):
-        Settings({name: 1}).refuse_unread()
-
-
 def test_from_pretrained_refuses_settings_by_name(tmp_path):
     folder = write(tmp_path / "m", theirs(), CONFIG | {"window": 5, "act": "silu"})
     with pytest.raises(ValueError, match="Toy: act must be one of .*, got 'silu'"):
@@ -677,7 +613,8 @@ def test_hub_imports_a_family_when_it_is_asked_for():
     code = "import sys, transformer_lib.hub as h; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("transformer_lib.")}
-    assert loaded == {f"transformer_lib.{name}" for name in ("hub", "checkpoints", "shapes")}
+    needed = ("hub", "checkpoints", "settings", "shapes")
+    assert loaded == {f"transformer_lib.{name}" for name in needed}
 
 
 # The hub's cache, without a network

@@ -88,6 +88,9 @@ from . import (
     scores as scores,
 )
 from . import (
+    settings as settings,
+)
+from . import (
     shapes as shapes,
 )
 from . import (

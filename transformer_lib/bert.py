@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .hub import PretrainedModel, Settings
+from .hub import PretrainedModel
 from .layers import EncoderLayer
 from .models import TransformerConfig
 from .positions import LearnedPositions
+from .settings import Settings, to_settings
 from .shapes import SIZE, require, require_shapes
 
 # %% ../chapters/5_families/2_bert.ipynb #06722be7
@@ -93,7 +94,7 @@ _ARCHITECTURES: dict[str, tuple[Any, Any, dict[str, str]]] = {  # family, head, 
     "RobertaForSequenceClassification": ("roberta", "classifier", _ROBERTA_CLASSES),
 }
 _FIRST = {"bert": 0, "roberta": 2}  # row of position 0; RoBERTa's padding has row 1
-_SETTINGS = {
+_SETTINGS = {  # in BertConfig: in config.json
     "vocab_size": "vocab_size", "d_model": "hidden_size", "n_heads": "num_attention_heads",
     "d_ff": "intermediate_size", "n_encoder_layers": "num_hidden_layers",
     "dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob",
@@ -223,7 +224,7 @@ class Bert(PretrainedModel):
     def settings(self) -> dict[str, Any]:
         """Return the config.json of this model."""
         config = self.config
-        sizes = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
+        sizes = to_settings(config, _SETTINGS)
         sizes["max_position_embeddings"] += self.first
         kind = {"model_type": config.family, "architectures": [self._architecture()[0]]}
         labels = {str(i): f"LABEL_{i}" for i in range(config.n_labels)}

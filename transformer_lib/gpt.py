@@ -6,8 +6,6 @@
 __all__ = ['Llama3Scaling', 'GPTAttention', 'GPTConfig', 'GPT']
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e000
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +14,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .cache import KVCache, WindowCache
-from .hub import PretrainedModel, Settings, Weights
+from .hub import PretrainedModel
 from .layers import make_norm
 from .models import DecoderOnly, TransformerConfig
 from .multihead import MultiHeadAttention, PositionScheme
 from .positions import LinearScaling, RotaryPositions, YarnScaling
+from .settings import Settings, to_settings
 from .shapes import SIZE, require
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e001
@@ -148,21 +147,21 @@ class GPTConfig(TransformerConfig):
         return attention if self.qkv_bias is None else self.qkv_bias, attention, self.bias
 
 # %% ../chapters/5_families/1_gpt.ipynb #c1a5e005
-_GPT2_NAMES = {  # in config.json: in GPTConfig
-    "vocab_size": "vocab_size", "n_embd": "d_model", "n_head": "n_heads", "n_inner": "d_ff",
-    "n_layer": "n_decoder_layers", "n_positions": "max_len", "layer_norm_epsilon": "norm_eps",
-    "resid_pdrop": "dropout", "attn_pdrop": "attention_dropout",
-    "tie_word_embeddings": "tie_embeddings",
+_ACTIVATIONS = {name: name for name in ("gelu", "relu", "silu")}
+_ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_GPT2_NAMES: dict[str, Any] = {  # in GPTConfig: in config.json
+    "vocab_size": "vocab_size", "d_model": "n_embd", "n_heads": "n_head", "d_ff": "n_inner",
+    "n_decoder_layers": "n_layer", "max_len": "n_positions", "norm_eps": "layer_norm_epsilon",
+    "dropout": "resid_pdrop", "attention_dropout": "attn_pdrop",
+    "tie_embeddings": "tie_word_embeddings", "activation": ("activation_function", _ACTIVATIONS),
 }  # fmt: skip
 _LLAMA_NAMES = {
-    "vocab_size": "vocab_size", "hidden_size": "d_model", "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads", "head_dim": "head_dim", "intermediate_size": "d_ff",
-    "num_hidden_layers": "n_decoder_layers", "max_position_embeddings": "max_len",
-    "rms_norm_eps": "norm_eps", "tie_word_embeddings": "tie_embeddings",
+    "vocab_size": "vocab_size", "d_model": "hidden_size", "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "d_ff": "intermediate_size",
+    "n_decoder_layers": "num_hidden_layers", "max_len": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings",
 }  # fmt: skip
-_DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-_ACTIVATIONS: dict[str, Any] = {name: name for name in ("gelu", "relu", "silu")}
-_ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_DEFAULTS = {"max_len": 2048, "norm_eps": 1e-6, "tie_embeddings": False}
 _LONGER = {"factor": "factor", "original_max_position_embeddings": "trained_length"}
 _SCALINGS: dict[str, tuple[Any, dict[str, str]]] = {
     "linear": (LinearScaling, {"factor": "factor"}),
@@ -183,13 +182,12 @@ def _read(settings: Settings) -> GPTConfig:
         for name in ("type", "use_proj", "activation", "proj_to_labels"):  # no matter of logits
             settings.get(f"summary_{name}")
         settings.get("n_ctx")  # an older name of n_positions
-        found = {ours: settings.get(theirs) for theirs, ours in _GPT2_NAMES.items()}
-        found = {name: value for name, value in found.items() if value is not None}
-        found.setdefault("d_ff", 4 * found.get("d_model", 768))
-        activation = settings.one_of("activation_function", tuple(_ACTIVATIONS), "gelu_new")
-        return GPTConfig(activation=_ACTIVATIONS[activation], **found)
+        found = settings.fields(_GPT2_NAMES, GPTConfig)
+        if settings.get("n_inner") is None:
+            found["d_ff"] = 4 * found["d_model"]
+        return GPTConfig(**found)
     defaults = _DEFAULTS | ({"head_dim": 128} if family == "qwen3" else {})
-    found = {x: settings.get(theirs, defaults.get(theirs)) for theirs, x in _LLAMA_NAMES.items()}
+    found = {x: settings.get(theirs, defaults.get(x)) for x, theirs in _LLAMA_NAMES.items()}
     settings.one_of("hidden_act", ("silu",), "silu")
     settings.get("pretraining_tp")  # how matrices were once split, for the same results
     found["attention_dropout"] = settings.get("attention_dropout", 0.0)
@@ -241,10 +239,9 @@ def _write(config: GPTConfig) -> dict[str, Any]:
     family, window = config.family, config.window
     names = _GPT2_NAMES if family == "gpt2" else _LLAMA_NAMES
     found: dict[str, Any] = {"model_type": family, "architectures": ["GPT2LMHeadModel"]}
-    found |= {theirs: getattr(config, ours) for theirs, ours in names.items()}
+    found |= to_settings(config, names)
     if family == "gpt2":
-        activation = {"gelu_tanh": "gelu_new"}.get(config.activation, config.activation)
-        return found | {"embd_pdrop": config.dropout, "activation_function": activation}
+        return found | {"embd_pdrop": config.dropout}
     found["architectures"] = [f"{family.capitalize()}ForCausalLM"]
     found |= {"num_key_value_heads": config.kv_heads, "head_dim": config.d_head}
     found |= {"hidden_act": "silu", "rope_theta": config.rope_base, "rope_scaling": None}
@@ -263,14 +260,14 @@ _PLACES = {  # of ours: in GPT-2's files, in Llama's
     "embedding": ("wte", "embed_tokens"),
     "positions.table": ("wpe.weight", ""),
     "decoder.*.attention_residual.norm": ("h.*.ln_1", "layers.*.input_layernorm"),
-    "decoder.*.attention.in_proj": ("h.*.attn.c_attn", "layers.*.self_attn.{q,k,v}_proj"),
+    "decoder.*.attention.in_proj": ("h.*.attn.c_attn.T", "layers.*.self_attn.{q,k,v}_proj"),
     "decoder.*.attention.query_norm": ("", "layers.*.self_attn.q_norm"),
     "decoder.*.attention.key_norm": ("", "layers.*.self_attn.k_norm"),
-    "decoder.*.attention.out_proj": ("h.*.attn.c_proj", "layers.*.self_attn.o_proj"),
+    "decoder.*.attention.out_proj": ("h.*.attn.c_proj.T", "layers.*.self_attn.o_proj"),
     "decoder.*.feed_forward_residual.norm": ("h.*.ln_2", "layers.*.post_attention_layernorm"),
     "decoder.*.feed_forward.gate": ("", "layers.*.mlp.gate_proj"),
-    "decoder.*.feed_forward.up": ("h.*.mlp.c_fc", "layers.*.mlp.up_proj"),
-    "decoder.*.feed_forward.down": ("h.*.mlp.c_proj", "layers.*.mlp.down_proj"),
+    "decoder.*.feed_forward.up": ("h.*.mlp.c_fc.T", "layers.*.mlp.up_proj"),
+    "decoder.*.feed_forward.down": ("h.*.mlp.c_proj.T", "layers.*.mlp.down_proj"),
     "decoder_norm": ("ln_f", "norm"),
 }
 
@@ -348,17 +345,10 @@ class GPT(DecoderOnly, PretrainedModel):
         return written
 
     def weight_names(self) -> dict[str, str]:
-        """Say what a file calls each parameter."""
+        """Say what a file calls each parameter: GPT-2's hold the matrices of layers transposed."""
         is_llama = self.config.family != "gpt2"
         root = "model." if is_llama else "transformer."
         found = {ours: root + names[is_llama] for ours, names in _PLACES.items()}
         if self.config.tie_embeddings:  # a file may name it twice
             return found | {"embedding": f"{found['embedding']} lm_head"}
         return found | {"output": "lm_head"}
-
-    def weight_map(self) -> Iterator[Weights]:
-        """Say where each parameter is in a file: GPT-2's hold the matrices of layers transposed."""
-        is_gpt2 = self.config.family == "gpt2"
-        for weights in super().weight_map():
-            matrix = re.search(r"\.(attention|feed_forward)\..*\.weight$", weights.ours)
-            yield weights._replace(transpose=is_gpt2 and matrix is not None)

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .hub import PretrainedModel, Settings
+from .hub import PretrainedModel
 from .layers import FeedForward, RMSNorm
 from .models import Transformer, TransformerConfig
 from .multihead import MultiHeadAttention, PositionScheme
 from .positions import RelativeBias
+from .settings import Settings, to_settings
 from .shapes import require, require_shapes
 
 # %% ../chapters/5_families/3_t5.ipynb #53000102
@@ -67,12 +68,13 @@ class _FinalNorm(RMSNorm):
         return self.dropout(super().forward(x)) * self.factor
 
 # %% ../chapters/5_families/3_t5.ipynb #53000104
-_ACTIVATIONS: dict[str, Any] = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
-_SETTINGS = {  # in T5Config: in config.json
+_ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
+_SETTINGS: dict[str, Any] = {  # in T5Config: in config.json
     "vocab_size": "vocab_size", "d_model": "d_model", "n_heads": "num_heads", "head_dim": "d_kv",
     "d_ff": "d_ff", "n_encoder_layers": "num_layers", "n_decoder_layers": "num_decoder_layers",
     "n_buckets": "relative_attention_num_buckets", "norm_eps": "layer_norm_epsilon",
     "max_distance": "relative_attention_max_distance", "tie_embeddings": "tie_word_embeddings",
+    "activation": ("feed_forward_proj", _ACTIVATIONS),
 }  # fmt: skip
 _SUBLAYERS = {  # ours: theirs
     "encoder.*.attention": "encoder.block.*.layer.0.SelfAttention",
@@ -166,7 +168,6 @@ class T5(Transformer, PretrainedModel):
     @classmethod
     def from_settings(cls, settings: Settings) -> "T5":
         """Build the model that a config.json describes, with random weights."""
-        activation = settings.one_of("feed_forward_proj", tuple(_ACTIVATIONS), "relu")
         settings.only({"is_encoder_decoder": True})
         for name in ("n_positions", "is_decoder", "dense_act_fn", "is_gated_act"):
             settings.get(name)  # of no effect: no position is limited, the rest is said above
@@ -174,16 +175,13 @@ class T5(Transformer, PretrainedModel):
         found["n_decoder_layers"] = settings.get("num_decoder_layers") or found["n_encoder_layers"]
         tied = settings.one_of("tie_word_embeddings", (True, False), True)
         tied = settings.one_of("scale_decoder_outputs", (True, False), tied)  # newer files' word
-        found |= {"activation": _ACTIVATIONS[activation], "tie_embeddings": tied}
-        return cls(T5Config(**found))
+        return cls(T5Config(**found | {"tie_embeddings": tied}))
 
     def settings(self) -> dict[str, Any]:
         """Return the config.json of the model."""
         config, ends = self.config, {"pad_token_id": 0, "eos_token_id": 1}
-        found = {theirs: getattr(config, ours) for ours, theirs in _SETTINGS.items()}
-        names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-        found |= {"d_kv": config.d_head, "feed_forward_proj": names[config.activation]}
-        found |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
+        found = to_settings(config, _SETTINGS) | {"d_kv": config.d_head, "model_type": "t5"}
+        found |= {"architectures": ["T5ForConditionalGeneration"]}
         found |= {"dropout_rate": config.dropout, "is_encoder_decoder": True}
         return found | ends | {"decoder_start_token_id": 0}
 

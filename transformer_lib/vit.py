@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .hub import PretrainedModel, Settings
+from .hub import PretrainedModel
 from .layers import EncoderLayer
 from .multihead import MultiHeadAttention
+from .settings import Settings, to_settings
 from .shapes import RATE, SIZE, require, require_shapes
 
 # %% ../chapters/6_modalities/1_vit.ipynb #07786352
@@ -100,11 +101,12 @@ _ARCHITECTURES: dict[str, tuple[bool, _Distillation]] = {  # name: (has a head, 
     "DeiTForImageClassification": (True, "token"),
     "DeiTForImageClassificationWithTeacher": (True, "head"),
 }
-_SETTINGS = {  # ours: theirs
+_SETTINGS: dict[str, Any] = {  # ours: theirs
     "image_size": "image_size", "patch_size": "patch_size", "n_channels": "num_channels",
     "d_model": "hidden_size", "n_heads": "num_attention_heads", "d_ff": "intermediate_size",
     "n_layers": "num_hidden_layers", "dropout": "hidden_dropout_prob", "qkv_bias": "qkv_bias",
     "attention_dropout": "attention_probs_dropout_prob", "norm_eps": "layer_norm_eps",
+    "activation": ("hidden_act", {name: name for name in get_args(_Activation)}),
 }  # fmt: skip
 _OF_OTHER_HEADS = ("encoder_stride", "pooler_act", "pooler_output_size")
 _PLACES = {  # ours: theirs
@@ -215,18 +217,17 @@ class ViT(PretrainedModel):
         n_labels = (len(labels) or settings.get("num_labels", 2)) if has_head else None
         options = settings.fields(_SETTINGS, ViTConfig)
         options |= {key: _pair(options[key]) for key in ("image_size", "patch_size")}
-        options["activation"] = settings.one_of("hidden_act", get_args(_Activation), "gelu")
         chosen: dict[str, Any] = {"n_labels": n_labels, "labels": labels}
         return cls(ViTConfig(**options, **chosen, distillation=distillation))
 
     def settings(self) -> dict[str, Any]:
         """Return the config.json of this model."""
         c, kind = self.config, (self.head is not None, self.config.distillation)
-        found = {theirs: getattr(c, ours) for ours, theirs in _SETTINGS.items()}
+        found = to_settings(c, _SETTINGS)
         for key, (height, width) in (("image_size", c.image), ("patch_size", c.patch)):
             found[key] = height if height == width else [height, width]
         names = c.labels or [f"LABEL_{i}" for i in range(c.n_labels or 0)]
-        found |= {"hidden_act": c.activation, "model_type": self._family}
+        found["model_type"] = self._family
         if names:
             found["id2label"] = {str(i): name for i, name in enumerate(names)}
             found["label2id"] = {name: i for i, name in enumerate(names)}
