@@ -5,7 +5,7 @@ there is an environment. Everything is written below out/:
 
     out/executed/   each chapter with its outputs, and the key of what they were computed from
     out/book/       the sources of the site: the project with its executed chapters
-    out/site/       the site, and the EPUB if `make epub` built it
+    out/site/       the site, the project as a zip file, and the EPUB if `make epub` built it
     out/logs/       the output of pip, of each notebook and of Sphinx
 """
 
@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -236,6 +237,9 @@ def complaints(output):
     return "\n".join(dict.fromkeys(lines)) or "\n".join(plain.strip().splitlines()[-30:])
 
 
+SOURCE = "executable-transformer.zip"  # which the first page of the site offers
+
+
 def book():
     """Execute what changed and build out/site with warnings as errors, if its sources changed."""
     execute()
@@ -254,6 +258,9 @@ def book():
         shutil.move(OUT / "build" / "_build" / "html", site)
         (site / ".nojekyll").touch()
         stamp.write_text(key)
+    with zipfile.ZipFile(site / SOURCE, "w", zipfile.ZIP_DEFLATED) as packed:
+        for f in project_files():
+            packed.write(ROOT / f, f"{Path(SOURCE).stem}/{f}")
     print("\nThe book is in out/site: open out/site/index.html,")
     print("or run `make serve` and open http://localhost:8000/")
 

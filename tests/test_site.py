@@ -647,8 +647,16 @@ def test_site_has_an_overview_and_a_page_for_lost_readers():
 def test_text_names_the_repository_only_where_it_has_an_address():
     text = article("index").get_text()
     assert ("The rocket at the top" in text) == ("git clone" in text) == HAS_ADDRESS
-    assert ("names no public repository" in text) == (not HAS_ADDRESS)
+    assert ("Download the source" in text) == (not HAS_ADDRESS)
     assert "OWNER" not in text
+
+
+def test_first_page_offers_the_whole_project_as_a_file():
+    with zipfile.ZipFile(SITE / "executable-transformer.zip") as packed:
+        names = {name.removeprefix("executable-transformer/") for name in packed.namelist()}
+    assert {"pyproject.toml", "Makefile", "build.py", "chapters/1_attention/4_attention.ipynb"} < names
+    assert "transformer_lib/weights/multi30k-en-de/model.safetensors" in names
+    assert not [name for name in names if name.startswith((".git/", ".venv/", "out/"))]
 
 
 @pytest.mark.parametrize("tags", [set(), {"address"}])
