@@ -79,8 +79,8 @@ class BilinearScore(nn.Module):
 class AdditiveScore(nn.Module):
     """Score queries and keys of any two widths by w · tanh(W query + U key + c).
 
-    Bahdanau et al. (2015), Appendix A.1.2, with the bias written out: a network with one
-    hidden layer, which reads each pair of a query and a key.
+    Bahdanau et al. (2015), Appendix A.1.2, plus the bias c: a network with one hidden
+    layer, which reads each pair of a query and a key.
     """
 
     def __init__(self, d_query: int, d_key: int, d_hidden: int):
