@@ -654,7 +654,12 @@ def test_text_names_the_repository_only_where_it_has_an_address():
 def test_first_page_offers_the_whole_project_as_a_file():
     with zipfile.ZipFile(SITE / "executable-transformer.zip") as packed:
         names = {name.removeprefix("executable-transformer/") for name in packed.namelist()}
-    assert {"pyproject.toml", "Makefile", "build.py", "chapters/1_attention/4_attention.ipynb"} < names
+    assert {
+        "pyproject.toml",
+        "Makefile",
+        "build.py",
+        "chapters/1_attention/4_attention.ipynb",
+    } < names
     assert "transformer_lib/weights/multi30k-en-de/model.safetensors" in names
     assert not [name for name in names if name.startswith((".git/", ".venv/", "out/"))]
 
