@@ -56,10 +56,9 @@ class BertConfig(TransformerConfig):
     def __post_init__(self) -> None:
         TransformerConfig.__post_init__(self)
         require("BertConfig", n_types=(self.n_types, SIZE), n_labels=(self.n_labels, SIZE))
-        for name, only in {"n_kv_heads": None, "head_dim": None, "bias": True}.items():
-            require("BertConfig", **{name: (getattr(self, name), (only,))})
-        require("BertConfig", tie_embeddings=(self.tie_embeddings, (True,)))
-        require("BertConfig", final_norm=(self.final_norm, (None, False)))
+        allowed: Any = {"n_kv_heads": (None,), "head_dim": (None,), "bias": (True,)}
+        allowed |= {"tie_embeddings": (True,), "final_norm": (None, False)}
+        require("BertConfig", **{name: (getattr(self, name), x) for name, x in allowed.items()})
         if self.family == "roberta":
             require("BertConfig", head=(self.head, ("none", "masked_lm", "classifier")))
 

@@ -113,10 +113,10 @@ class T5(Transformer, PretrainedModel):
         self.reset_parameters()
 
     def make_attention(self, positions: PositionScheme | None) -> MultiHeadAttention:
-        """Make the attention of a layer: narrow or wide heads, no bias, no scale."""
-        config, sizes = self.config, (self.config.d_model, self.config.n_heads)
-        options: dict[str, Any] = {"d_head": config.d_head, "dropout": config.attention_dropout}
-        return MultiHeadAttention(*sizes, bias=False, scale=1.0, positions=positions, **options)
+        """Make the attention of a layer, whose scores are not divided by sqrt(K)."""
+        attention = super().make_attention(positions)
+        attention.scale = 1.0
+        return attention
 
     def make_positions(self, both: bool) -> PositionScheme:
         """Make the table that the layers of a stack share."""

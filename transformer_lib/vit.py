@@ -133,8 +133,8 @@ class ViT(PretrainedModel):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.config, D, n = config, config.d_model, config.n_labels
-        distilled = config.distillation != "none"
+        n: Any = config.n_labels
+        self.config, D, distilled = config, config.d_model, config.distillation != "none"
         self.patches = nn.Conv2d(config.n_channels, D, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, D))
         self.distillation_token = nn.Parameter(torch.empty(1, 1, D)) if distilled else None
@@ -144,19 +144,15 @@ class ViT(PretrainedModel):
         self.encoder = nn.ModuleList(self._layer() for _ in range(config.n_layers))
         self.encoder_norm = nn.LayerNorm(D, eps=config.norm_eps)
         self.head = None if n is None else nn.Linear(D, n)
-        self.distillation_head = None
-        if n is not None and config.distillation == "head":
-            self.distillation_head = nn.Linear(D, n)
+        self.distillation_head = nn.Linear(D, n) if config.distillation == "head" else None
         for table in (*self._tokens(), self.positions):
             nn.init.normal_(table, std=0.02)
 
     def _layer(self) -> EncoderLayer:
-        c = self.config
-        options: dict[str, Any] = {"dropout": c.attention_dropout, "qkv_bias": c.qkv_bias}
-        attention = MultiHeadAttention(c.d_model, c.n_heads, **options)
-        options = {"norm": "pre", "norm_eps": c.norm_eps, "activation": c.activation}
-        options |= {"dropout": c.dropout, "attention": attention}
-        return EncoderLayer(c.d_model, c.n_heads, c.d_ff, **options)
+        c, sizes = self.config, (self.config.d_model, self.config.n_heads)
+        attention = MultiHeadAttention(*sizes, qkv_bias=c.qkv_bias, dropout=c.attention_dropout)
+        options: Any = {"dropout": c.dropout, "norm_eps": c.norm_eps, "activation": c.activation}
+        return EncoderLayer(*sizes, c.d_ff, norm="pre", attention=attention, **options)
 
     def _tokens(self) -> list[nn.Parameter]:
         """List what stands before the patches."""
@@ -217,8 +213,8 @@ class ViT(PretrainedModel):
         n_labels = (len(labels) or settings.get("num_labels", 2)) if has_head else None
         options = settings.fields(_SETTINGS, ViTConfig)
         options |= {key: _pair(options[key]) for key in ("image_size", "patch_size")}
-        chosen: dict[str, Any] = {"n_labels": n_labels, "labels": labels}
-        return cls(ViTConfig(**options, **chosen, distillation=distillation))
+        options |= {"n_labels": n_labels, "labels": labels, "distillation": distillation}
+        return cls(ViTConfig(**options))
 
     def settings(self) -> dict[str, Any]:
         """Return the config.json of this model."""
