@@ -120,7 +120,8 @@ def siblings(source):
 
 # Modules that every module may import, and that import no chapter's module: those of the appendix,
 # and hub, the base class of the families, which it imports by name when one of them is asked for.
-SUPPORT = {"shapes", "plots", "checkpoints", "runs", "datasets", "cache", "settings", "hub"}
+SUPPORT = {"shapes", "plots", "checkpoints", "checkpoint_files", "runs", "datasets", "cache"}
+SUPPORT |= {"settings", "hub"}
 # The one exception: these may import `cpu`, which comes later, inside a function.
 IMPORT_CPU = {"trainer", "recipes", "training", "commands"}
 

@@ -613,7 +613,7 @@ def test_hub_imports_a_family_when_it_is_asked_for():
     code = "import sys, transformer_lib.hub as h; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if name.startswith("transformer_lib.")}
-    needed = ("hub", "checkpoints", "settings", "shapes")
+    needed = ("hub", "checkpoint_files", "checkpoints", "settings", "shapes")
     assert loaded == {f"transformer_lib.{name}" for name in needed}
 
 

@@ -19,6 +19,9 @@ from . import (
     cache as cache,
 )
 from . import (
+    checkpoint_files as checkpoint_files,
+)
+from . import (
     checkpoints as checkpoints,
 )
 from . import (

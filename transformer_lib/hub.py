@@ -10,7 +10,7 @@ __all__ = ['FAMILIES', 'Weights', 'PretrainedModel', 'from_pretrained']
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoint_files import CONFIG, MODEL, fetcher, read_json, tensor_files
 from transformer_lib.checkpoints import (
     CheckpointError,
     StoredTensor,
@@ -30,7 +31,7 @@ from transformer_lib.checkpoints import (
     write_atomically,
 )
 from .settings import Settings
-from .shapes import import_extra, require
+from .shapes import require
 
 # %% ../chapters/5_families/4_hub.ipynb #b2e1d4c3
 class Weights(NamedTuple):
@@ -46,67 +47,6 @@ class Weights(NamedTuple):
     ours: str
     theirs: tuple[str, ...]
     transpose: bool = False
-
-# %% ../chapters/5_families/4_hub.ipynb #d4c3f6a5
-_CONFIG, _MODEL, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_Fetch = Callable[[str], Path | None]
-
-
-def _fetcher(path_or_id: str | Path, revision: str | None) -> _Fetch:
-    """Return a function from names to files of a folder, or of the hub, by its own cache."""
-    folder, name = Path(path_or_id), str(path_or_id)
-    if folder.is_dir():
-        return lambda file: folder / file if (folder / file).is_file() else None
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise ValueError(f"from_pretrained: {name} is not a folder")
-    hub = import_extra("huggingface_hub", "hub")
-
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(hub.hf_hub_download(name, file, revision=revision))
-        except (OSError, ValueError) as error:
-            if file != _CONFIG and isinstance(error, hub.utils.EntryNotFoundError):
-                return None  # of the other files, a checkpoint has only some
-            raise ValueError(
-                f"from_pretrained: {name} is not a folder, and {file} of {name} is neither in the "
-                f"hub's cache nor can it be fetched: {error}"
-            ) from error
-
-    return fetch
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds a {type(values).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is corrupted: {error}") from error
-    return values
-
-# %% ../chapters/5_families/4_hub.ipynb #e5b4a7f6
-_CONVERT = """python -c "import glob, torch, safetensors.torch as s; t = {}
-for f in glob.glob('pytorch_model*.bin'): t.update(torch.load(f, weights_only=True))
-s.save_file({k: x.clone().contiguous() for k, x in t.items()}, 'model.safetensors')" """
-
-
-def _tensor_files(where: str, fetch: _Fetch) -> list[Path]:
-    """Find the safetensors files of a checkpoint: one, or those that an index names."""
-    if (single := fetch(_MODEL)) is not None:
-        return [single]
-    if (index := fetch(_INDEX)) is None:
-        raise ValueError(
-            f"{where} has no {_MODEL}. If it has a pytorch_model.bin, that is a pickle, which may "
-            f"execute code when it is loaded; convert it, in its folder, by\n{_CONVERT}"
-        )
-    names = sorted({*_read_json(index).get("weight_map", {}).values()})
-    foreign = [name for name in names if Path(name).name != name]
-    if not names or foreign:
-        raise ValueError(f"{index} is corrupted: it must name files beside it, got {foreign}")
-    files = {name: fetch(name) for name in names}
-    if missing := [name for name, file in files.items() if file is None]:
-        raise ValueError(f"{where} is incomplete: {', '.join(missing)} not found")
-    return [file for file in files.values() if file is not None]
 
 # %% ../chapters/5_families/4_hub.ipynb #f6a5b8e7
 class _Entry(NamedTuple):
@@ -223,7 +163,7 @@ _MARK = {"library": "transformer_lib"}  # in the header of what we write, and of
 
 def _is_ours(folder: Path) -> bool:
     try:
-        with safe_open(folder / _MODEL, framework="pt") as opened:
+        with safe_open(folder / MODEL, framework="pt") as opened:
             return _MARK.items() <= (opened.metadata() or {}).items()
     except (OSError, SafetensorError):
         return False
@@ -288,10 +228,10 @@ class PretrainedModel(nn.Module):
         dtype: torch.dtype | None = None, ignore: Sequence[str] = (),
     ) -> _Model:  # fmt: skip
         """Load a model of this class; arguments as in `from_pretrained` of this module."""
-        where, fetch = str(path_or_id), _fetcher(path_or_id, revision)
-        if (file := fetch(_CONFIG)) is None:
-            raise ValueError(f"{where} is not a checkpoint: it has no {_CONFIG}")
-        config = _read_json(file)
+        where, fetch = str(path_or_id), fetcher(path_or_id, revision)
+        if (file := fetch(CONFIG)) is None:
+            raise ValueError(f"{where} is not a checkpoint: it has no {CONFIG}")
+        config = read_json(file)
         own, known = cls.__name__, cls.model_types or tuple(FAMILIES)
         require(own, model_type=(config.get("model_type"), known))
         require(own, dtype=(dtype, (None, *_FLOATS.values())))
@@ -302,7 +242,7 @@ class PretrainedModel(nn.Module):
         with torch.device("meta"):
             model = cls.from_settings(settings)
         settings.refuse_unread(ignore)
-        _fill(model, _tensor_files(where, fetch), dtype)
+        _fill(model, tensor_files(where, fetch), dtype)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -315,17 +255,17 @@ class PretrainedModel(nn.Module):
             CheckpointError: if it cannot be written.
         """
         folder = Path(folder).resolve()
-        require_own(folder, (_CONFIG, _MODEL), _is_ours, writer="save_pretrained")
+        require_own(folder, (CONFIG, MODEL), _is_ours, writer="save_pretrained")
         tensors = {n: part for entries in _plan(self) for n, part in entries[0].split().items()}
         floats = {str(x.dtype)[len("torch.") :] for x in tensors.values() if x.is_floating_point()}
         config = self.settings() | ({"torch_dtype": floats.pop()} if len(floats) == 1 else {})
 
         def write(draft: Path) -> None:
             draft.mkdir(parents=True)
-            save_file(tensors, draft / _MODEL, {"format": "pt", **_MARK})
-            (draft / _MODEL).chmod(0o666 & draft.stat().st_mode)
+            save_file(tensors, draft / MODEL, {"format": "pt", **_MARK})
+            (draft / MODEL).chmod(0o666 & draft.stat().st_mode)
             text = json.dumps(config, indent=2, sort_keys=True)
-            (draft / _CONFIG).write_text(text + "\n", encoding="utf-8")
+            (draft / CONFIG).write_text(text + "\n", encoding="utf-8")
 
         try:
             write_atomically(folder, write)
