@@ -14,6 +14,7 @@ from transformer_lib.sampling import Sampler, sample
 from transformer_lib.speculative import _accept, speculative_sample
 
 
+@pytest.mark.plain  # thousands of calls, four times as fast without checks of signatures
 @pytest.mark.parametrize("n_draft_tokens", [1, 2, 3, 4, 5])
 @KINDS
 def test_speculative_sample_with_a_greedy_target_generates_what_greedy_does(kind, n_draft_tokens):
@@ -101,6 +102,7 @@ def test_accept_resamples_even_if_rounding_left_no_residual():
     assert _accept(target, [torch.tensor([0.5, 0.5])], [1], None) == [0]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(
     "kind, n_draft_tokens, options, end",
     [
