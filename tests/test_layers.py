@@ -374,6 +374,20 @@ def test_mask_with_a_cache_covers_all_positions_so_far():
             start = rows.stop
 
 
+@NORMS
+def test_decoder_layer_lets_neighboring_rows_share_a_memory(norm):
+    """Rows 0 to 2 read the first memory and rows 3 to 5 the second, which a cache holds once."""
+    layer = scatter(DecoderLayer(D, H, WIDE, norm=norm))
+    x, memory = normal(6, T, D), normal(2, S, D, seed=1)
+    shared, own = (LayerCache(KVCache(T), KVCache()) for _ in range(2))
+    with torch.no_grad():
+        for part in x.split([2, 1, 2], dim=1):
+            found = layer(part, memory, cache=shared)
+            wanted = layer(part, memory.repeat_interleave(3, dim=0), cache=own)
+            torch.testing.assert_close(found, wanted)
+    assert [len(cache.cross_attention.stored()[0]) for cache in (shared, own)] == [2, 6]
+
+
 @torch.no_grad()
 def test_layers_continue_from_selected_cache_rows():
     layer, x, memory = decoder(), normal(3, T, D), normal(3, S, D, seed=1)
