@@ -3,6 +3,7 @@
 Equal texts, BLEU and seconds of each; seconds count on a machine that does nothing else.
 
 python -m benchmarks.record_ctranslate2 results/ctranslate2.json
+python -m benchmarks.record_ctranslate2 results/ctranslate2-greedy.json --greedy
 """
 
 import functools
@@ -65,9 +66,27 @@ def record_way(name: str, n_sentences: int | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def record_greedy(name: str, n_sentences: int | None = None) -> dict[str, Any]:
+    """Compare greedy decoding in float32, and write down every pair of texts that differ."""
+    _, source, target = name.split("-")
+    translator = Translator.load(name)
+    texts = [text for text, _ in multi30k(source, target, "test_2016_flickr")[:n_sentences]]
+    engine = by_engine(translator, "float32", 1, torch.get_num_threads())
+    pairs = list(zip(translator(texts, beam=1), engine(texts), strict=True))
+    different = [pair for pair in pairs if pair[0] != pair[1]]
+    return {"sentences": len(texts), "equal": len(texts) - len(different), "different": different}
+
+
 def main() -> None:
+    if sys.argv[2:] == ["--greedy"]:
+        command = "python -m benchmarks.record_ctranslate2 results/ctranslate2-greedy.json --greedy"
+        about = {"command": command} | about_here()
+        about["versions"]["ctranslate2"] = version("ctranslate2")
+        about |= {"beam": 1, "directions": {name: record_greedy(name) for name in WAYS}}
+        write_lines(Path(sys.argv[1]), [json.dumps(about, indent=1, ensure_ascii=False)])
+        return
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m benchmarks.record_ctranslate2 OUT")
+        sys.exit("usage: python -m benchmarks.record_ctranslate2 OUT [--greedy]")
     about = {"command": "python -m benchmarks.record_ctranslate2 results/ctranslate2.json"}
     about |= about_here()
     about["versions"]["ctranslate2"] = version("ctranslate2")

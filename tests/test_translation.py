@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.record_ctranslate2 import record_way
+from benchmarks.record_ctranslate2 import record_greedy, record_way
 from transformer_lib.attention import padding_mask
 from transformer_lib.beam_search import beam_search
 from transformer_lib.datasets import multi30k
@@ -551,6 +551,18 @@ def test_record_ctranslate2_compares_the_engine_and_8_bits_with_the_library(engi
         assert one["seconds"] > 0 and one["bleu_13a"] > 0 and 0 <= one["equal"] <= 3
         if "8 bits" not in name:
             assert (one["equal"], one["bleu_13a"]) == (3, found["bleu_13a"])
+
+
+def test_record_of_greedy_decoding_differs_from_the_engine_by_a_limit_of_length_alone(
+    engine, corpus
+):
+    record = json.loads((ROOT / "results" / "ctranslate2-greedy.json").read_text())
+    assert list(record["directions"]) == ["multi30k-de-en", "multi30k-en-de"]
+    for one in record["directions"].values():
+        assert one["sentences"] == 1000 == one["equal"] + len(one["different"])
+        for ours, theirs in one["different"]:  # a tie would need its gap of scores here
+            assert ours != theirs and (theirs.startswith(ours) or ours.startswith(theirs))
+    assert record_greedy("multi30k-de-en", 3) == {"sentences": 3, "equal": 3, "different": []}
 
 
 @pytest.mark.parametrize("field, value, others", REFUSED)
