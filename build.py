@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # two notebooks run side by side on two cores
     "TQDM_DISABLE": "1",
     "HF_HUB_OFFLINE": "1",  # a chapter that needs the network must fail here
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a notebook needs nbmake, not a second to load the rest
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
@@ -207,7 +208,7 @@ def execute(chosen=None, folder=OUT / "book"):
 def execute_one(folder, keys, notebook):
     """Run one notebook in place and keep its outputs; what to say if it fails."""
     command = [
-        BIN / "python", "-m", "pytest", "--nbmake", "--overwrite",
+        BIN / "python", "-m", "pytest", "-p", "nbmake.pytest_plugin", "--nbmake", "--overwrite",
         f"--nbmake-timeout={HANG_SECONDS}", "--nbmake-kernel=python3", "-p", "no:cacheprovider",
         "-c", os.devnull, f"--rootdir={folder}", folder / notebook,
     ]  # fmt: skip
