@@ -83,6 +83,7 @@ def written_alone(kind, positions, n_kv_heads, seed):
     return model, tokens, mask, rows, expected
 
 
+@pytest.mark.plain  # thousands of small calls; the other tests here check the signatures
 @pytest.mark.parametrize("positions", POSITIONS)
 @KINDS
 @pytest.mark.parametrize(

@@ -366,7 +366,7 @@ def test_mutations_keep_their_keys_when_another_function_changes():
 def test_mutate_judges_by_cpu_time_and_not_by_the_clock(tmp_path, body, verdict, by):
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(f"def test_it():\n    {body}\n")
-    clock = 20 if "sleep" in body else 600  # a busy machine may give 5 s of CPU time slowly
+    clock = 8 if "sleep" in body else 600  # a busy machine may give 5 s of CPU time slowly
     command = "from pathlib import Path; from mutate import run_tests; print(run_tests(" \
         f"Path({str(tmp_path)!r}), ['test_it.py', '-p', 'no:nbmake'], 5, {clock})[:2])"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT / "tests",
