@@ -24,6 +24,9 @@ from transformer_lib.models import DecoderOnly, Transformer
 from transformer_lib.sampling import Sampler, sample
 from transformer_lib.speculative import speculative_sample
 
+# Thousands of small calls: each module's own tests check the signatures.
+pytestmark = pytest.mark.plain
+
 
 def streamed(model, *inputs, **options):
     """The rows of a stream, which hands out columns."""
@@ -83,7 +86,6 @@ def written_alone(kind, positions, n_kv_heads, seed):
     return model, tokens, mask, rows, expected
 
 
-@pytest.mark.plain  # thousands of small calls; the other tests here check the signatures
 @pytest.mark.parametrize("positions", POSITIONS)
 @KINDS
 @pytest.mark.parametrize(
