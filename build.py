@@ -130,12 +130,16 @@ def install(folder=".venv", constraints="constraints.txt"):
             sys.exit(f"{output.strip()}\n\ncannot create {folder}: {advice}, then try again")
     print(f"installing packages into {folder}, pinned by {constraints}: minutes", flush=True)
     status, output, _ = run(
-        "install", python, "-m", "pip", "install", "--disable-pip-version-check",
+        "install", python, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile",
         "-c", constraints, "-e", ".[chapters,book,test]",
     )  # fmt: skip
     if status:
         tail = "\n".join(output.strip().splitlines()[-25:])
         sys.exit(f"{tail}\n\ncannot install: the whole output is in out/logs/install.log")
+    # pip would compile one file after the other, and the tests of every package, too.
+    compiled = [python, "-m", "compileall", "-q", "-j", "0", "-x", r"[/\\]tests?[/\\]"]
+    packages = sorted((ROOT / folder / "lib").glob("python3*/site-packages"))
+    run("compile", *compiled, *packages)  # a file that it refuses is not one that Python runs
     (ROOT / folder / "installed").touch()
 
 

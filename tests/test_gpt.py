@@ -468,6 +468,7 @@ def test_window_cache_takes_back_its_spare_positions(window, spare, n):
 DESIGNS = [(family, 0) for family in FAMILIES] + [("qwen3", 3)]
 
 
+@pytest.mark.plain  # hundreds of small calls
 @pytest.mark.parametrize("family, i", DESIGNS)
 def test_gpt_generates_by_every_method(pairs, family, i):
     _, ours = pairs(family, i)

@@ -492,7 +492,11 @@ def fake_environment(folder, *, works):
 
 @pytest.mark.parametrize(
     "state, commands",
-    [("works", ["install"]), ("broken", ["venv", "install"]), ("absent", ["venv", "install"])],
+    [
+        ("works", ["install", "compile"]),
+        ("broken", ["venv", "install", "compile"]),
+        ("absent", ["venv", "install", "compile"]),
+    ],
 )
 def test_install_reuses_only_an_environment_that_works(tmp_path, monkeypatch, state, commands):
     script, ran = build(), []

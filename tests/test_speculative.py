@@ -41,6 +41,7 @@ def test_speculative_sample_with_a_greedy_target_applies_the_penalty(kind):
     assert found != greedy(model, tokens, mask, max_len=9, end=None)
 
 
+@pytest.mark.plain  # hundreds of small calls
 @pytest.mark.parametrize("max_len", range(1, 8))
 def test_speculative_sample_never_exceeds_max_len(max_len):
     model, draft = make(), make(seed=1)

@@ -240,6 +240,7 @@ def test_t5_greedy_writes_their_tokens(folder):
     assert 0 < n_ended
 
 
+@pytest.mark.plain  # hundreds of small calls
 @pytest.mark.parametrize(
     "penalty, patience, stopping",
     [(0.0, math.inf, "never"), (0.4, math.inf, "never"), (0.6, 1.0, True), (2.0, 1.0, True)],
