@@ -255,7 +255,7 @@ def test_losses_agree_with_and_without_chunks():
 def test_dropout_command_trains_and_records_each_placement(monkeypatch, tmp_path):
     monkeypatch.setattr(dropout, "T", 8)
     monkeypatch.setattr(dropout, "BYTES", 3000)
-    dropout.main(["--steps", "5", "--seeds", "2", "--json", str(tmp_path / "found.json")])
+    dropout.main(["--steps", "10", "--seeds", "2", "--json", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
     assert [(row["seed"], row["place"]) for row in found["rows"]] == [
         (seed, place) for seed in range(2) for place in dropout.PLACES
