@@ -40,7 +40,7 @@ def train(place: str, seed: int, n_steps: int) -> dict[str, object]:
     data = BlockBatches(tokens[:cut], block=T, batch_size=32, seed=seed)
     held = BlockBatches(tokens[cut:], block=T, batch_size=32)
     plan = TrainingConfig(
-        n_steps=n_steps, learning_rate=2e-3, schedule="cosine", warmup=50,
+        n_steps=n_steps, learning_rate=2e-3, schedule="cosine", warmup=min(50, n_steps // 2),
         validate_every=n_steps // 10, seed=seed,
     )  # fmt: skip
     validation = [held.make(rows) for rows in held.order(0)]
