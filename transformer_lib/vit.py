@@ -36,7 +36,8 @@ class ViTConfig:
         n_labels: number of classes; None for no head, so that the model returns hidden states.
         labels: their names, if known.
         distillation: "token" adds a distillation token; "head" also reads it, by a second head
-            whose logits are averaged with those of the first: Touvron et al. (2021), Section 4.
+            whose logits are averaged with those of the first, as in the published code; Touvron
+            et al. (2021), Section 4, add the softmax outputs.
         d_model, n_heads, d_ff, n_layers: the sizes D, H, F and L.
         dropout: on sublayer outputs and on sums of embedding and position.
         qkv_bias: whether queries, keys and values have biases.
