@@ -153,6 +153,15 @@ def test_help_lists_recipes_and_every_setting_with_its_default(capsys):
     assert all(command in told_by(capsys) for command in ("train", "translate", "generate"))
 
 
+def test_help_explains_every_argument_of_every_command():
+    commands = next(
+        action for action in command.parser(["train"])._actions if isinstance(action.choices, dict)
+    )
+    for name, one in commands.choices.items():
+        silent = [action.dest for action in one._actions if not action.help]
+        assert not silent, f"{name} does not say what these are: {silent}"
+
+
 def test_train_cuts_the_warmup_of_the_recipe_to_the_steps_asked_for(tmp_path, monkeypatch, capsys):
     run(tmp_path / "a", "--n-steps", "1", recipe=tiny(warmup=4), monkeypatch=monkeypatch)
     assert load_checkpoint(checkpoints(tmp_path / "a")[0])[1]["training"]["warmup"] == 1
@@ -326,6 +335,14 @@ def test_check_passes_or_breaks_with_the_laws(tmp_path, capsys):
     main(["check", f"{file}:module()", "--d-model", "16"])
     main(["check", f"{file}:model()", "--skip", "initial loss=not asked"])
     assert "not asked" in capsys.readouterr().out
+
+
+def test_check_finds_the_modules_beside_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "beside_mine.py").write_text("from transformer_lib import attend as mine\n")
+    (tmp_path / "asks_beside.py").write_text("from beside_mine import mine\n")
+    main(["check", f"{tmp_path / 'asks_beside.py'}:mine"])
+    assert "properties hold" in capsys.readouterr().out
 
 
 # As a process
