@@ -357,6 +357,11 @@ def test_bert_gives_only_the_positions_asked_for():
             )
 
 
+def test_bert_tells_two_classes_apart_unless_told_otherwise():
+    theirs = transformers.BertConfig().num_labels
+    assert BertConfig(vocab_size=9).n_labels == theirs == 2
+
+
 def test_bert_starts_near_the_uniform_loss_with_biases_at_zero():
     model = tiny(head="masked_lm")
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,25 @@ def test_fetcher_refuses_what_is_neither_a_folder_nor_a_name(tmp_path, monkeypat
             fetcher(name)
     else:
         assert fetcher(name)(CONFIG) is None  # the folder where we are
+
+
+def test_fetcher_asks_the_hub_for_the_files_of_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    utils = pytest.importorskip("huggingface_hub.utils")
+
+    def download(name, file, *, revision=None):
+        if file == MODEL:
+            return f"{name}@{revision}/{file}"
+        raise utils.LocalEntryNotFoundError("gone") if file != "b" else OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    fetch = fetcher("someone/model", revision="v1")
+    assert fetch(MODEL) == Path("someone/model@v1") / MODEL
+    assert fetch(INDEX) is None  # a checkpoint need not have it
+    for file, why in ((CONFIG, "gone"), ("b", "no network")):
+        told = f"^from_pretrained: someone/model is not a folder, and {file} of .*: {why}$"
+        with pytest.raises(ValueError, match=told):
+            fetch(file)
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,18 @@ def test_corrupt_spans_refuses_what_it_cannot_hide():
         corrupt_spans([5, 6], rate=1.0, **options)
     with pytest.raises(ValueError, match="mean_length must be a number at least 1, got 0.5"):
         corrupt_spans([5, 6], mean_length=0.5, **options)
+
+
+@pytest.mark.bad_input
+def test_mask_tokens_refuses_what_it_cannot_mask():
+    tokens, real = torch.tensor([[5, 6]]), torch.tensor([[True, False]])
+    options = {"mask_token": 9, "vocab_size": 9}
+    for wrong, told in (
+        ({"tokens": tokens.float()}, "tokens must .*, got .*float32"),
+        ({"real": real[:, :1]}, r"real must have shape \(B, S\) with S = 2, got \(1, 1\)"),
+        ({"mask_token": -1}, "mask_token must be an integer at least 0, got -1"),
+        ({"rate": 1.5}, "rate must be .*, got 1.5"),
+    ):
+        arguments = {"tokens": tokens, "real": real} | options | wrong
+        with pytest.raises((TypeError, ValueError), match=told):
+            mask_tokens(arguments.pop("tokens"), arguments.pop("real"), **arguments)
