@@ -130,7 +130,8 @@ def pretrain(
     """Train a model on masked tokens; return it with its record."""
     mask = tokenizer.vocab_size  # one more token
     options: dict[str, Any] = {"mask_token": mask, "vocab_size": mask, "batch_size": 32}
-    data = MaskedBatches(rows(tokenizer, train, cut=True), **options)
+    learned = rows(tokenizer, train, cut=True)
+    data = MaskedBatches(learned, **options)
     validation = list(MaskedBatches(rows(tokenizer, held, cut=True)[:1000], **options))
     torch.manual_seed(0)
     model = Bert(config(mask + 1, "masked_lm"))
@@ -148,12 +149,12 @@ def pretrain(
     start = time.process_time()
     Trainer(model, data, plan, loss=label_loss, validation=validation, log=log).fit()
     seconds = time.process_time() - start
-    counts = Counter(token for row in rows(tokenizer, train, cut=True) for token in row[1:-1])
+    counts = Counter(token for row in learned for token in row[1:-1])
     total = sum(counts.values()) + mask  # each token once more: none may have probability 0
     labels = torch.cat([batch.labels[batch.labels != IGNORED] for batch in validation]).tolist()
     unigram = -sum(torch.tensor([(counts[x] + 1) / total]).log().item() for x in labels)
     return model, {
-        "steps": n_steps, "rows": len(data._rows), "tokens": total - mask,
+        "steps": n_steps, "rows": len(learned), "tokens": total - mask,
         "parameters": sum(p.numel() for p in model.parameters()), "cpu_seconds": round(seconds, 1),
         "validation_loss": curve, "unigram_loss": unigram / len(labels),
         "accuracy": accuracy(model, validation),
@@ -269,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record_masked", description=__doc__)
     parser.add_argument("stage", choices=("pretrain", "tune"))
     parser.add_argument("out", type=Path, help="folder for weights, tokenizer and records")
-    parser.add_argument("--steps", type=int, help="of pretraining (default: 3000), or tuning (80)")
+    parser.add_argument("--steps", type=int, help="of pretraining (default: 30000), or tuning (80)")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning (default: 3)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -282,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.stage == "pretrain":
         train, held = paragraphs(parts["train"]), paragraphs(parts["val"])
         tokenizer = Tokenizer.bpe(train, VOCABULARY)
-        model, report["pretraining"] = pretrain(tokenizer, train, held, options.steps or 3000)
+        model, report["pretraining"] = pretrain(tokenizer, train, held, options.steps or 30_000)
         model.half().save_pretrained(options.out)
         tokenizer.save(options.out / "tokenizer.json")
         report["gaps"] = {gap: fill(model.float(), tokenizer, gap) for gap in GAPS}

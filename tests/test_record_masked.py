@@ -1,6 +1,6 @@
 """The record of masked language modeling: a split without leaks, and a choice by validation."""
 
-from benchmarks.record_masked import bag_of_words, paragraphs, rows, summary, task
+from benchmarks.record_masked import bag_of_words, paragraphs, pretrain, rows, summary, task
 from transformer_lib.tokenizer import BEGIN, END, Tokenizer
 
 
@@ -47,3 +47,13 @@ def test_bag_of_words_learns_which_words_decide():
     train = [("return the size", 0), ("a file object", 1)] * 4
     parts = {"val": [("return it", 0), ("an object", 1)], "test": [("a thing", 1), ("return", 0)]}
     assert bag_of_words(parts, train) == (1.0, 1.0)
+
+
+def test_pretrain_records_what_it_read_and_how_well_it_restores_words():
+    texts = ["one two three four", "two three four five", "three four five one"] * 4
+    tokenizer = Tokenizer.words(texts)
+    model, record = pretrain(tokenizer, texts, texts[:3], 10)
+    assert model.config.vocab_size == tokenizer.vocab_size + 1
+    assert (record["steps"], record["rows"], record["tokens"]) == (10, 12, 48)
+    assert [step for step, _ in record["validation_loss"]] == list(range(1, 11))
+    assert record["unigram_loss"] > 0 and 0 <= record["accuracy"] <= 1
