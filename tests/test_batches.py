@@ -581,6 +581,32 @@ def test_fingerprint_of_pair_batches_tells_other_data_and_sizes_apart():
         assert PairBatches(*sides, **options).fingerprint() != known
 
 
+def test_fingerprint_keeps_neighboring_settings_apart():
+    text = torch.arange(3, 603)
+    blocks = [BlockBatches(text, block=b, batch_size=n) for b, n in ((25, 64), (256, 4))]
+    sides = [[5, 6], [7]], [[8], [9, 10]]
+    pairs = [PairBatches(*sides, seed=s, max_tokens=m) for s, m in ((1, 1512), (11, 512))]
+    for one, other in (blocks, pairs):
+        assert one.fingerprint() != other.fingerprint()
+
+
+def test_fingerprint_tells_parts_shapes_and_dtypes_apart():
+    class Given(ResumableBatches):
+        """Batches of nothing, with a content that is given."""
+
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = parts
+
+        def content(self):
+            return self.parts
+
+    zeros = torch.zeros(2, 3)
+    lists = [zeros], [zeros.mT], [zeros.int()], [zeros[:1], zeros[1:]], [0, zeros], [zeros, 0]
+    contents = [*lists, [1, 23], [12, 3], ["12", 3], [123]]
+    assert len({Given(parts).fingerprint() for parts in contents}) == len(contents)
+
+
 def test_fingerprint_depends_on_the_class():
     class Others(BlockBatches):
         """Batches of the same blocks, made otherwise."""

@@ -111,7 +111,10 @@ class ResumableBatches:
         digest = hashlib.sha256(type(self).__name__.encode())
         for part in self.content():
             is_tensor = isinstance(part, Tensor)
-            digest.update(part.numpy().tobytes() if is_tensor else repr(part).encode())
+            kind = (str(part.dtype), *part.shape) if is_tensor else None
+            data = part.numpy().tobytes() if is_tensor else repr(part).encode()
+            digest.update(repr((kind, len(data))).encode())  # so that no two parts run together
+            digest.update(data)
         return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -341,16 +344,15 @@ class BlockBatches(ResumableBatches):
 
     def content(self) -> list[Any]:
         """List the sizes, the seed and the text."""
-        extra = ["drop_last"] if self.drop_last else []  # earlier runs had no such setting
-        return [self.seed, self.block, self.batch_size, *extra, self._tokens]
+        return [self.seed, self.block, self.batch_size, self.drop_last, self._tokens]
 
 # %% ../chapters/3_training/2_batches.ipynb #5ac0b002
-IGNORED = -100  # a label that asks nothing, as in torch.nn.functional.cross_entropy
+IGNORED = -100  # a label that does not count, as in torch.nn.functional.cross_entropy
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabeledBatch:
-    """Texts or images, and what a model should say of them: a class each, or masked tokens."""
+    """Texts or images, and what a model should predict: a class each, or masked tokens."""
 
     inputs: Int[Tensor, "B S"] | Float[Tensor, "B C height width"]
     labels: Int[Tensor, "B"] | Int[Tensor, "B S"]  # IGNORED where nothing is asked
