@@ -2,6 +2,7 @@
 
 import copy
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -174,6 +175,25 @@ def test_provenance_names_the_command_without_the_folders_of_this_machine(monkey
     found = devices.provenance(CPU)
     assert found["command"] == "python -m 'a b' --seed 1"
     assert found["threads"] == torch.get_num_threads() and found["device"]
+
+
+def test_provenance_is_the_commit_and_whether_files_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "__file__", str(tmp_path / "file"))
+    assert devices.provenance(CPU)["commit"] is devices.provenance(CPU)["dirty"] is None
+    (tmp_path / "file").write_text("one")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=N", "-c", "user.email=n@example.org"]
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    found = devices.provenance(CPU)
+    assert re.fullmatch("[0-9a-f]{40}", found["commit"]) and found["dirty"] is False
+    (tmp_path / "file").write_text("two")
+    assert devices.provenance(CPU) | {"dirty": False} == found
+
+
+def test_device_name_of_a_cpu_is_the_systems(monkeypatch):
+    told = "processor\t: 0\nmodel name\t: A Fine CPU @ 2 GHz\nflags\t\t: one two\n"
+    monkeypatch.setattr(devices, "Path", lambda file: SimpleNamespace(read_text=lambda: told))
+    assert devices.device_name(CPU) == "A Fine CPU @ 2 GHz"
 
 
 # Memory

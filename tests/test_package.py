@@ -1,6 +1,7 @@
 """The package as users install it: a wheel, with the runtime dependencies only."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import io
@@ -211,6 +212,16 @@ def test_stub_names_are_about_fifty_and_those_of_their_modules():
         assert getattr(transformer_lib, name) is getattr(loaded, name)
     assert set(transformer_lib.__all__) == {*names, *MODULES}
     assert re.fullmatch(r"\d+\.\d+\.\d+", transformer_lib.__version__)
+
+
+def test_no_field_of_a_dataclass_can_be_set():
+    """A config or record that one part of a program changes would change for all others."""
+    modules = [importlib.import_module(f"transformer_lib.{name}") for name in MODULES]
+    found = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
+    ours = [one for one in found if one.__module__.startswith("transformer_lib.")]
+    records = [one for one in ours if dataclasses.is_dataclass(one)]
+    assert len(records) > 10
+    assert not [one for one in records if not one.__dataclass_params__.frozen]
 
 
 def test_stub_lists_every_module_and_no_name_shadows_one(elsewhere):
