@@ -120,6 +120,17 @@ def test_heatmap_without_labels_numbers_positions():
     assert {"0", "1", "2", "3", "4"} <= set(labels(ax.yaxis))
 
 
+def test_positions_are_numbered_by_integers_alone():
+    ax = attention_heatmap(weights(2, 2))
+    assert all(tick == round(tick) for axis in (ax.xaxis, ax.yaxis) for tick in axis.get_ticklocs())
+
+
+def test_long_names_of_keys_end_below_their_column():
+    ax = attention_heatmap(weights(T, S), QUERIES, [f"{key} long" for key in KEYS])
+    below = [(tick.get_rotation(), tick.get_horizontalalignment()) for tick in ax.get_xticklabels()]
+    assert set(below) == {(45.0, "right")}
+
+
 def test_heatmap_cells_are_square():
     assert attention_heatmap(weights(T, S)).get_aspect() == 1
     assert position_plot(weights(T, S)).get_aspect() == "auto"
@@ -253,6 +264,10 @@ def test_head_grid_names_axes_on_outer_panels():
     assert [ax.get_ylabel() for ax in axes] == ["query", "", "query"]
     assert [ax.get_xlabel() for ax in axes] == ["", "key", "key"]
     assert labels(axes[0].yaxis) == QUERIES and labels(axes[2].xaxis) == KEYS
+    shown = [ax.yaxis.get_major_ticks()[0].label1.get_visible() for ax in axes]
+    assert shown == [True, False, True]  # the words stand once in a row, and once in a column
+    shown = [ax.xaxis.get_major_ticks()[0].label1.get_visible() for ax in axes]
+    assert shown == [False, True, True]
 
 
 def test_head_grid_accepts_a_mask_for_each_head():
