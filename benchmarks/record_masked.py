@@ -13,9 +13,11 @@ import ast
 import datetime
 import hashlib
 import random
+import shutil
 import statistics
 import sys
 import sysconfig
+import tempfile
 import time
 import tokenize
 from collections import Counter
@@ -270,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record_masked", description=__doc__)
     parser.add_argument("stage", choices=("pretrain", "tune"))
     parser.add_argument("out", type=Path, help="folder for weights, tokenizer and records")
-    parser.add_argument("--steps", type=int, help="of pretraining (default: 30000), or tuning (80)")
+    parser.add_argument("--steps", type=int, help="of pretraining (default: 12000), or tuning (80)")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning (default: 3)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -283,8 +285,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.stage == "pretrain":
         train, held = paragraphs(parts["train"]), paragraphs(parts["val"])
         tokenizer = Tokenizer.bpe(train, VOCABULARY)
-        model, report["pretraining"] = pretrain(tokenizer, train, held, options.steps or 30_000)
-        model.half().save_pretrained(options.out)
+        model, report["pretraining"] = pretrain(tokenizer, train, held, options.steps or 12_000)
+        with tempfile.TemporaryDirectory() as draft:  # out may hold records
+            model.half().save_pretrained(draft)
+            shutil.copytree(draft, options.out, dirs_exist_ok=True)
         tokenizer.save(options.out / "tokenizer.json")
         report["gaps"] = {gap: fill(model.float(), tokenizer, gap) for gap in GAPS}
         write(report, options.out / "pretraining.json")

@@ -1,6 +1,17 @@
 """The record of masked language modeling: a split without leaks, and a choice by validation."""
 
-from benchmarks.record_masked import bag_of_words, paragraphs, pretrain, rows, summary, task
+import json
+
+from benchmarks import record_masked
+from benchmarks.record_masked import (
+    bag_of_words,
+    main,
+    paragraphs,
+    pretrain,
+    rows,
+    summary,
+    task,
+)
 from transformer_lib.tokenizer import BEGIN, END, Tokenizer
 
 
@@ -57,3 +68,17 @@ def test_pretrain_records_what_it_read_and_how_well_it_restores_words():
     assert (record["steps"], record["rows"], record["tokens"]) == (10, 12, 48)
     assert [step for step, _ in record["validation_loss"]] == list(range(1, 11))
     assert record["unigram_loss"] > 0 and 0 <= record["accuracy"] <= 1
+
+
+def test_pretrain_writes_over_an_earlier_record(tmp_path, monkeypatch):
+    texts = [f"one two three {word} of the file" for word in ("name", "size", "end", "start")]
+    parts = {part: [("FunctionDef", text) for text in texts] for part in ("train", "val")}
+    monkeypatch.setattr(record_masked, "docstrings", lambda: parts)
+    monkeypatch.setattr(record_masked, "VOCABULARY", 280)
+    (tmp_path / "tuning.json").write_text("{}")
+    for _ in range(2):
+        main(["pretrain", str(tmp_path), "--steps", "10"])
+    files = {"config.json", "model.safetensors", "tokenizer.json", "pretraining.json"}
+    assert {path.name for path in tmp_path.iterdir()} == files | {"tuning.json"}
+    record = json.loads((tmp_path / "pretraining.json").read_text())
+    assert record["pretraining"]["steps"] == 10 and len(record["gaps"]) == 6
