@@ -75,10 +75,11 @@ def test_pretrain_writes_over_an_earlier_record(tmp_path, monkeypatch):
     parts = {part: [("FunctionDef", text) for text in texts] for part in ("train", "val")}
     monkeypatch.setattr(record_masked, "docstrings", lambda: parts)
     monkeypatch.setattr(record_masked, "VOCABULARY", 280)
+    monkeypatch.setattr(record_masked, "GAPS", ("one two ___ of",))
     (tmp_path / "tuning.json").write_text("{}")
     for _ in range(2):
         main(["pretrain", str(tmp_path), "--steps", "10"])
     files = {"config.json", "model.safetensors", "tokenizer.json", "pretraining.json"}
     assert {path.name for path in tmp_path.iterdir()} == files | {"tuning.json"}
     record = json.loads((tmp_path / "pretraining.json").read_text())
-    assert record["pretraining"]["steps"] == 10 and len(record["gaps"]) == 6
+    assert record["pretraining"]["steps"] == 10 and [*record["gaps"]] == ["one two ___ of"]
