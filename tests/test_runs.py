@@ -110,6 +110,14 @@ def test_progress_that_is_not_visible_prints_nothing(capsys, monkeypatch):
     assert lines_of(capsys, visible=False, **options) == []
 
 
+def test_progress_closes_its_bar_when_a_run_fails(monkeypatch):
+    closed = []
+    with pytest.raises(OSError), Progress(0, 8, visible=False) as progress:
+        monkeypatch.setattr(progress.bar, "close", lambda: closed.append(True))
+        raise OSError
+    assert closed == [True]
+
+
 # TensorBoard
 
 
