@@ -421,6 +421,26 @@ def test_fit_stops_at_a_non_finite_value_before_the_weights_change(what, is_loss
     assert_equal(weights(trainer), weights(whole))
 
 
+def test_resumed_run_can_skip_the_batch_that_made_the_loss_nan(tmp_path):
+    bad = next(islice(batches().endless(), 2, None)).source
+
+    def loss(net, batch, smoothing):
+        value = translation_loss(net, batch, smoothing)
+        return value * math.nan if torch.equal(batch.source, bad) else value
+
+    options = {"loss": loss, "n_steps": 5, "save_every": 1, "validate_every": None}
+    for _ in range(2):  # resumed, it meets the same batch
+        trainer = make(tmp_path, **options)
+        trainer.resume()
+        with pytest.raises(NonFiniteLoss, match="at step 3"):
+            trainer.fit()
+    trainer = make(tmp_path, **options)
+    trainer.resume()
+    place = trainer.data.state_dict()
+    trainer.data.load_state_dict(place | {"next": place["next"] + 1})
+    assert trainer.fit().step == 5
+
+
 def test_fit_without_a_folder_names_no_last_valid_checkpoint():
     bad = broken(True, step=2, factor=math.inf)
     trainer = bad.trainer = make(loss=bad, validate_every=None)
