@@ -197,9 +197,8 @@ class Trainer:
     """Train a model on batches, on one device or on several.
 
     Without dropout, a batch has the same gradient, up to rounding, for any number of processes
-    and micro-batches: the loss is the sum over all its rows, divided by all its tokens. The data's
-    state counts whole batches. On a CPU, `use_onednn` replaces dropout, and linear layers where it
-    pays, for the whole of a run.
+    and micro-batches: the loss is the sum over its rows, divided by its tokens. The data's state
+    counts whole batches. On a CPU, `use_onednn` replaces dropout, and linear layers where it pays.
 
     Args:
         model: any module that `loss` can call.
